@@ -1,0 +1,166 @@
+"""Finds task and logger folders, built in and from plug-ins, and reads their manifests.
+
+A task is a folder with `task.toml`, a logger one with `logger.toml`. A package offers more of them through
+the entry point group `scaffold.plugins`: each entry names a module whose folder holds `tasks/` or `loggers/`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from scaffold.axes import AXES, BY_KEY
+from scaffold.errors import RequestError
+
+PLUGINS = "scaffold.plugins"
+
+
+def templates_folder() -> Path:
+    """Inside the package in a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parent / "templates"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "templates"
+
+
+def cache_folder() -> Path | None:
+    """Where compiled templates are kept between commands; None where nothing can be written."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "scaffold" / "templates"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source of a task."""
+
+    help: str
+    requires: tuple[str, ...] = ()
+    option: str = ""  # help of --data where the user names a path, else empty
+    default: str = ""  # and its default
+    target: bool = False  # the user also names the column to predict
+    only_with: tuple[str, ...] = ()
+    not_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    folder: Path
+    help: str
+    facts: dict[str, Any]
+    sources: dict[str, Source]
+    features: dict[str, str]
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Logger:
+    name: str
+    folder: Path
+    help: str
+    requires: tuple[str, ...]
+    test_env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that can be chosen on the open axes, and where its templates are."""
+
+    tasks: dict[str, Task]
+    loggers: dict[str, Logger]
+    features: dict[str, str]
+    roots: tuple[Path, ...]  # template folders, the first one that holds a template wins
+
+    def task(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise unknown("task", name, list(self.tasks))
+        return self.tasks[name]
+
+    def values(self, key: str, task: str | None = None) -> dict[str, str]:
+        """What an axis can be, with a line of help each; data and features depend on the task."""
+        axis = BY_KEY[key]
+        if axis.values is not None:
+            return axis.values
+        if key == "task":
+            return {name: item.help for name, item in self.tasks.items()}
+        if key == "logger":
+            return {name: item.help for name, item in self.loggers.items()}
+        tasks = [self.task(task)] if task else list(self.tasks.values())
+        found = dict(self.features) if key == "with" else {}
+        for item in tasks:
+            found |= (
+                item.features
+                if key == "with"
+                else {name: source.help for name, source in item.sources.items()}
+            )
+        return found
+
+    @cached_property
+    def lists(self) -> dict[str, str]:
+        """`scaffold list` names -> axis keys."""
+        return {axis.plural: axis.key for axis in AXES}
+
+
+def unknown(key: str, value: str, known: list[str]) -> RequestError:
+    import difflib
+
+    close = difflib.get_close_matches(value, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+    return RequestError(f"unknown {key} {value!r}: {hint}")
+
+
+def read_task(folder: Path) -> Task:
+    manifest = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))
+    sources = {
+        name: Source(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+        for name, row in manifest["data"].items()
+    }
+    return Task(
+        name=folder.name,
+        folder=folder,
+        help=manifest["help"],
+        facts=manifest.get("facts", {}),
+        sources=sources,
+        features=manifest.get("features", {}),
+        requires=tuple(manifest.get("requires", ())),
+    )
+
+
+def read_logger(folder: Path) -> Logger:
+    manifest = tomllib.loads((folder / "logger.toml").read_text(encoding="utf-8"))
+    return Logger(
+        name=folder.name,
+        folder=folder,
+        help=manifest["help"],
+        requires=tuple(manifest["requires"]),
+        test_env=manifest.get("test_env", {}),
+    )
+
+
+def plugin_folders() -> list[Path]:
+    folders = []
+    for entry in metadata.entry_points(group=PLUGINS):
+        spec = util.find_spec(entry.value)
+        folders += [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    return folders
+
+
+def load_catalog(*extra: Path) -> Catalog:
+    """The built-in folders, then plug-ins, then `extra`; a later folder of the same name wins."""
+    roots = (templates_folder(), *plugin_folders(), *extra)
+    tasks, loggers = {}, {}
+    for root in roots:
+        for manifest in sorted(root.glob("tasks/*/task.toml")):
+            tasks[manifest.parent.name] = read_task(manifest.parent)
+        for manifest in sorted(root.glob("loggers/*/logger.toml")):
+            loggers[manifest.parent.name] = read_logger(manifest.parent)
+    features = tomllib.loads((roots[0] / "_lib" / "features.toml").read_text(encoding="utf-8"))
+    return Catalog(tasks, loggers, features, roots[::-1])

@@ -1,0 +1,345 @@
+"""The command line: parse, ask, print; nothing else."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scaffold import __version__
+from scaffold.axes import AXES, BY_KEY
+from scaffold.errors import RequestError
+
+app = typer.Typer(
+    help="Write the plain-PyTorch project an expert would have written for exactly your choice.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """A user's mistake becomes one line and exit code 2."""
+    try:
+        yield
+    except RequestError as error:
+        typer.echo(f"scaffold: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def completer(key: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]:
+    """Shell completion of an axis' values, given the task typed so far."""
+
+    def complete_values(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        from scaffold.catalog import load_catalog
+
+        values = load_catalog().values(key, ctx.params.get("task"))
+        return [(name, text) for name, text in values.items() if name.startswith(incomplete)]
+
+    return complete_values
+
+
+def axis_option(key: str, *flags: str) -> Any:
+    values = BY_KEY[key].values
+    text = ", ".join(values) if values else f"see `scaffold list {BY_KEY[key].plural}`"
+    many = " (repeatable)" if BY_KEY[key].many else ""
+    metavar = "FEATURE" if key == "with" else key.upper()
+    return typer.Option(
+        f"--{key}", *flags, help=text + many, metavar=metavar, autocompletion=completer(key), show_default=False
+    )
+
+
+TaskOption = Annotated[str | None, axis_option("task", "-t")]
+DataOption = Annotated[str | None, axis_option("data")]
+HardwareOption = Annotated[str | None, axis_option("hardware")]
+PrecisionOption = Annotated[str | None, axis_option("precision")]
+DistributedOption = Annotated[str | None, axis_option("distributed")]
+LoggerOption = Annotated[list[str] | None, axis_option("logger", "-l")]
+FeatureOption = Annotated[list[str] | None, axis_option("with", "-w")]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"scaffold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def given_answers(flags: dict[str, Any], file: str | None) -> dict[str, Any]:
+    """Answers from a file or standard input, then from flags, which win."""
+    from scaffold.answers import from_dict, parse_text
+
+    given: dict[str, Any] = {}
+    if file:
+        try:
+            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise RequestError(f"the answers file {file} cannot be read: {reason}") from None
+        given = parse_text(text, "standard input" if file == "-" else file)
+    chosen = {key: value for key, value in flags.items() if value not in (None, [])}
+    return given | from_dict(chosen, "the command line")
+
+
+@app.command()
+def new(
+    name: Annotated[str | None, typer.Argument(help="the project's name and folder", show_default=False)] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    hardware: HardwareOption = None,
+    precision: PrecisionOption = None,
+    distributed: DistributedOption = None,
+    logger: LoggerOption = None,
+    with_: FeatureOption = None,
+    answers_file: Annotated[
+        str | None, typer.Option("--answers", metavar="FILE", help="TOML or JSON; - reads standard input")
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="where the project's folder goes")
+    ] = Path("."),
+    cookiecutter: Annotated[
+        str | None, typer.Option(metavar="TEMPLATE", help="a house template to lay the project inside")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="run the house template's hooks")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing, take defaults")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be written")] = False,
+    as_json: JsonOption = False,
+    force: Annotated[bool, typer.Option("--force", help="write over files that are there")] = False,
+) -> None:
+    """Ask what was not given, then write a project."""
+    flags = {
+        "name": name,
+        "task": task,
+        "data": data,
+        "hardware": hardware,
+        "precision": precision,
+        "distributed": distributed,
+        "logger": logger,
+        "with": with_,
+    }
+    with one_line():
+        from scaffold.catalog import load_catalog
+        from scaffold.machine import quick_hardware
+        from scaffold.plan import make_plan
+        from scaffold.project import check_target, with_manifest, write
+        from scaffold.render import Renderer
+        from scaffold.rules import complete
+
+        catalog = load_catalog()
+        given = given_answers(flags, answers_file)
+        interactive = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
+        machine = usable_hardware(catalog, quick_hardware())
+        if interactive:
+            from scaffold.prompts import ask
+
+            given = ask(given, catalog, machine)
+        answers = complete(given, catalog, machine)
+        plan = make_plan(answers, catalog)
+        tree = with_manifest(Renderer(catalog).tree(plan), answers)
+        target = output_dir / answers.name
+        if cookiecutter:
+            from scaffold.house import furnish
+
+            tree = furnish(tree, cookiecutter, answers.name, trust)
+        if dry_run:
+            check_target(target, tree, force)
+        else:
+            write(tree, target, force)
+    values = answers.to_dict()
+    if as_json:
+        report = {"path": str(target), "written": not dry_run, "answers": values, "files": sorted(tree)}
+        typer.echo(json.dumps(report, indent=2))
+        return
+    assumed = [f"{key}={show(value)}" for key, value in values.items() if key not in given]
+    if assumed and not interactive:
+        typer.echo(f"not given, so by default: {', '.join(assumed)}")
+    typer.echo(("would write " if dry_run else "wrote ") + f"{target}/")
+    typer.echo("\n".join(draw(sorted(tree))))
+    typer.echo(f"\nnext:\n  cd {shlex.quote(str(target))}\n  pip install -e '.[dev]'\n  {plan.facts['launch']}")
+    typer.echo(f"\nthe same again:\n  {recreate(values)}")
+
+
+def usable_hardware(catalog: Any, hardware: str) -> str:
+    """This machine's hardware where this version has templates for it, else the processors."""
+    from scaffold.rules import why_not
+
+    return "cpu" if why_not("hardware", hardware, {}, catalog) else hardware
+
+
+def show(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else ",".join(value) or "none"
+
+
+def recreate(values: dict[str, Any]) -> str:
+    """One line that writes the same project."""
+    words = ["scaffold", "new", values["name"]]
+    for axis in AXES:
+        value = values[axis.key]
+        for item in value if axis.many else [value]:
+            words += [f"--{axis.key}", item]
+    return shlex.join([*words, "--yes"])
+
+
+def draw(paths: list[str]) -> Iterator[str]:
+    """The tree as lines, folders first met where their files are."""
+    seen: set[str] = set()
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        if folder and folder not in seen:
+            seen.add(folder)
+            yield f"  {folder}/"
+        yield ("    " if folder else "  ") + file
+
+
+@app.command("list")
+def list_choices(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[" + "|".join(axis.plural for axis in AXES) + "]", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What can be chosen, and what excludes what."""
+    with one_line():
+        from scaffold.catalog import load_catalog, unknown
+        from scaffold.rules import all_rules
+
+        catalog = load_catalog()
+        if what and what not in catalog.lists:
+            raise unknown("list", what, list(catalog.lists))
+        keys = [catalog.lists[what]] if what else [axis.key for axis in AXES]
+    choices = {
+        BY_KEY[key].plural: {
+            value: {
+                "help": text,
+                **({"tasks": where} if (where := tasks_with(catalog, key, value)) else {}),
+                "excludes": [
+                    {
+                        "when": {k: list(v) for k, v in rule.when.items()},
+                        "because": rule.because,
+                        "choose": rule.choose,
+                    }
+                    for rule in all_rules(catalog)
+                    if value in rule.when.get(key, ())
+                ],
+            }
+            for value, text in catalog.values(key).items()
+        }
+        for key in keys
+    }
+    if as_json:
+        typer.echo(json.dumps(choices, indent=2))
+        return
+    for number, (title, values) in enumerate(choices.items()):
+        typer.echo(("\n" if number else "") + title)
+        for value, row in values.items():
+            only = f" ({', '.join(row['tasks'])})" if "tasks" in row else ""
+            typer.echo(f"  {value:<22} {row['help']}{only}")
+            for rule in row["excludes"]:
+                others = [
+                    f"{k} {'|'.join(v)}" for k, v in rule["when"].items() if k != catalog.lists[title]
+                ]
+                where = f"not with {', '.join(others)}" if others else "not offered"
+                typer.echo(f"  {'':<22}   {where}: {rule['because']}; choose {rule['choose']}")
+
+
+def tasks_with(catalog: Any, key: str, value: str) -> list[str]:
+    """The tasks that offer a value, where not all of them do."""
+    if key not in ("data", "with"):
+        return []
+    offering = [name for name in catalog.tasks if value in catalog.values(key, name)]
+    return [] if len(offering) == len(catalog.tasks) else offering
+
+
+@app.command()
+def diff(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH] KEY=VALUE...", help="a project, and the choices to change", show_default=False),
+    ] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    hardware: HardwareOption = None,
+    precision: PrecisionOption = None,
+    distributed: DistributedOption = None,
+    logger: LoggerOption = None,
+    with_: FeatureOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The exact lines that a choice adds to a project, or takes from it."""
+    base = {
+        "task": task,
+        "data": data,
+        "hardware": hardware,
+        "precision": precision,
+        "distributed": distributed,
+        "logger": logger,
+        "with": with_,
+    }
+    with one_line():
+        from scaffold.answers import parse_words
+        from scaffold.catalog import load_catalog
+        from scaffold.compare import changed_lines, difference
+        from scaffold.plan import make_plan
+        from scaffold.project import read_answers
+        from scaffold.render import Renderer
+        from scaffold.rules import complete
+
+        catalog = load_catalog()
+        given = list(words or ())
+        path = given.pop(0) if given and "=" not in given[0] else None
+        if not given:
+            raise RequestError("diff needs at least one key=value, for example distributed=ddp")
+        flags = {key: value for key, value in base.items() if value not in (None, [])}
+        if path and flags:
+            raise RequestError("diff takes a project or --task and the like to start from, not both")
+        start = read_answers(Path(path), catalog) if path else complete(given_answers(flags, None), catalog)
+        changes = parse_words(given, start.to_dict())
+        end = complete(start.to_dict() | {k: v for k, v in changes.items()}, catalog)
+        renderer = Renderer(catalog)
+        before, after = (renderer.tree(make_plan(answers, catalog)) for answers in (start, end))
+        text = difference(before, after)
+    if as_json:
+        report = {"from": start.to_dict(), "to": end.to_dict(), "changed_lines": changed_lines(text), "diff": text}
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        typer.echo(text or "no difference", nl=not text)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine has, and the defaults that follow."""
+    from scaffold.catalog import load_catalog
+    from scaffold.machine import inspect
+    from scaffold.rules import default
+
+    found = inspect()
+    hardware = usable_hardware(load_catalog(), found["hardware"])
+    chosen = {"hardware": hardware}
+    found["defaults"] = chosen | {key: default(key, chosen) for key in ("precision", "distributed")}
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        typer.echo(f"{key:<12} {'none' if value in (None, '') else value}")

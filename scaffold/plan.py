@@ -1,0 +1,93 @@
+"""Answers -> Plan: every derived fact, pure. Templates read the plan and nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from scaffold.answers import Answers
+from scaffold.catalog import Catalog
+
+FILES = ("train.py", "model.py", "data.py")  # a task's own templates
+SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
+REQUIRES = ("torch>=2.9", "numpy>=1.26", "tqdm>=4.66")
+AUTOCAST = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to render: `files` maps paths to templates, `facts` is all that a template sees."""
+
+    files: dict[str, str]
+    facts: dict[str, Any]
+
+
+def as_dict(names: list[str]) -> str:
+    """The source of a dict display of variables under their own names."""
+    return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
+
+
+def make_plan(answers: Answers, catalog: Catalog) -> Plan:
+    task = catalog.task(answers.task)
+    source = task.sources[answers.data]
+    loggers = [catalog.loggers[name] for name in answers.loggers]
+    chosen = set(answers.features)
+    ddp = answers.distributed == "ddp"
+    gpu = answers.hardware == "gpu"
+    fp16 = answers.precision == "fp16"
+    ema = "ema" in chosen
+    processes = "gpu" if gpu else "2"
+    launch = f"torchrun --standalone --nproc-per-node {processes} train.py" if ddp else "python train.py"
+    parts = ["model", "optimizer", *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
+    counters = [
+        "step",
+        "best",
+        *(["stale"] if "early-stopping" in chosen else []),
+        *(["skipped"] if fp16 else []),
+    ]
+    requires = [*REQUIRES, *source.requires, *task.requires]
+    requires += [package for logger in loggers for package in logger.requires]
+    build_args = {  # of build_datasets, in main and in the project's own test
+        "args.data": "data" if source.option else "",
+        "args.target": '"target"' if source.target else "",
+        "args.seed": "seed=0" if task.facts["seeded"] else "",
+    }
+    facts = {
+        **task.facts,
+        **{feature.replace("-", "_"): feature in chosen for feature in task.features},
+        "name": answers.name,
+        "task": task.name,
+        "data": answers.data,
+        "source": source,
+        "loggers": [logger.name for logger in loggers],
+        "features": answers.features,
+        "cpu": answers.hardware == "cpu",
+        "gpu": gpu,
+        "tf32": answers.precision == "tf32",
+        "fp16": fp16,
+        "autocast": AUTOCAST.get(answers.precision, ""),
+        "precision": answers.precision,
+        "ddp": ddp,
+        "grad_accum": "grad-accum" in chosen,
+        "grad_clip": "grad-clip" in chosen,
+        "ema": ema,
+        "early_stopping": "early-stopping" in chosen,
+        "compiled": "compile" in chosen,
+        "deterministic": "deterministic" in chosen,
+        "net": "ddp_model" if ddp else "model",  # what forward is called on in training
+        "eval_net": "ema" if ema else "model",
+        "on_main": "rank == 0" if ddp else "",
+        "processes": 2 if ddp else 1,  # in the project's own tests
+        "launch": launch,
+        "parts": as_dict(parts),
+        "counters": as_dict(counters),
+        "requires": sorted(set(requires), key=str.lower),
+        "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
+        "build_args": ", ".join(key for key, value in build_args.items() if value),
+        "test_build_args": ", ".join(value for value in build_args.values() if value),
+        "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
+    }
+    files = {name: f"tasks/{task.name}/{name}.jinja" for name in FILES}
+    files |= {name: f"project/{name.removeprefix('.')}.jinja" for name in SHARED}
+    return Plan(files, facts)

@@ -1,0 +1,186 @@
+"""What excludes what, and what follows from what: one row each, read by prompts, flags, docs and tests."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaffold.answers import Answers
+from scaffold.axes import AXES, BY_KEY
+from scaffold.catalog import Catalog, unknown
+from scaffold.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that is not offered: every axis in `when` has one of the values named there.
+
+    `choose` is a change (`key=value`, or `without FEATURE`) that would work.
+    """
+
+    id: str
+    when: Mapping[str, tuple[str, ...]]
+    because: str
+    choose: str
+    unless: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def applies(self, answers: Mapping[str, tuple[str, ...]]) -> bool:
+        """`answers` may be partial: a question not yet answered excludes nothing."""
+        return all(set(answers.get(key, ())) & set(values) for key, values in self.when.items()) and not any(
+            key not in answers or set(answers[key]) & set(values) for key, values in self.unless.items()
+        )
+
+    def message(self, answers: Mapping[str, tuple[str, ...]]) -> str:
+        named = " with ".join(
+            f"{key} {next(v for v in answers[key] if v in values)}" for key, values in self.when.items()
+        )
+        return f"{named} is not possible: {self.because}; choose {self.choose}"
+
+
+RULES = (
+    Rule(
+        "fp16-tpu",
+        {"precision": ("fp16",), "hardware": ("tpu",)},
+        "TPUs compute in bfloat16 and have no float16 units",
+        "precision=bf16",
+    ),
+    Rule(
+        "tf32-gpu-only",
+        {"precision": ("tf32",), "hardware": ("cpu", "tpu")},
+        "TF32 is a mode of GPU matrix units",
+        "precision=fp32",
+    ),
+    Rule(
+        "spmd-tpu-only",
+        {"distributed": ("spmd",), "hardware": ("cpu", "gpu")},
+        "spmd is how XLA spreads a program over TPU devices",
+        "distributed=ddp",
+    ),
+    Rule(
+        "tpu-distributed",
+        {"distributed": ("ddp", "fsdp", "deepspeed"), "hardware": ("tpu",)},
+        "on TPUs XLA partitions the program itself",
+        "distributed=spmd",
+    ),
+    Rule(
+        "compile-tpu",
+        {"with": ("compile",), "hardware": ("tpu",)},
+        "XLA compiles the program already",
+        "without compile",
+    ),
+    Rule(
+        "no-tpu-yet",
+        {"hardware": ("tpu",)},
+        "this version has no TPU templates",
+        "hardware=cpu or hardware=gpu",
+    ),
+    Rule(
+        "no-sharding-yet",
+        {"distributed": ("fsdp", "deepspeed")},
+        "this version has no templates for it",
+        "distributed=ddp",
+    ),
+)
+
+# What a question that was not answered becomes: the first row whose conditions hold.
+DEFAULTS: tuple[tuple[str, Mapping[str, str], Any], ...] = (
+    ("task", {}, "image-classification"),
+    ("data", {}, "sample"),
+    ("hardware", {}, "cpu"),
+    ("precision", {"hardware": "gpu"}, "bf16"),
+    ("precision", {"hardware": "tpu"}, "bf16"),
+    ("precision", {}, "fp32"),
+    ("distributed", {"hardware": "tpu"}, "spmd"),
+    ("distributed", {}, "none"),
+    ("logger", {}, ()),
+    ("with", {}, ()),
+)
+
+
+def task_rules(catalog: Catalog) -> Iterator[Rule]:
+    """The rows that follow from the manifests: data sources and features that need one another."""
+    for task in catalog.tasks.values():
+        for name, source in task.sources.items():
+            for feature in source.not_with:
+                yield Rule(
+                    f"{task.name}-{name}-not-{feature}",
+                    {"task": (task.name,), "data": (name,), "with": (feature,)},
+                    f"{name} is not for {feature}",
+                    f"without {feature}",
+                )
+            for feature in source.only_with:
+                yield Rule(
+                    f"{task.name}-{name}-needs-{feature}",
+                    {"task": (task.name,), "data": (name,)},
+                    f"{name} is for {feature}",
+                    f"with={feature}",
+                    unless={"with": (feature,)},
+                )
+
+
+def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
+    return (*RULES, *task_rules(catalog))
+
+
+def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | None:
+    """The first rule that (possibly partial) answers break."""
+    return next((rule for rule in all_rules(catalog) if rule.applies(answers)), None)
+
+
+def default(key: str, chosen: Mapping[str, Any], machine: str | None = None) -> Any:
+    """The default of a question, given the answers so far and the hardware this machine has."""
+    if key == "hardware" and machine:
+        return machine
+    return next(
+        value
+        for name, when, value in DEFAULTS
+        if name == key and all(chosen.get(k) == v for k, v in when.items())
+    )
+
+
+def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = None) -> Answers:
+    """Fill what was not given, check everything, put lists in catalog order."""
+    values = dict(given)
+    for axis in AXES:
+        values.setdefault(axis.key, default(axis.key, values, machine))
+    values.setdefault("name", values["task"])
+    for axis in AXES:
+        known = list(catalog.values(axis.key, values["task"]))
+        for item in values[axis.key] if axis.many else [values[axis.key]]:
+            if item not in known:
+                raise unknown(axis.key, item, known)
+        if axis.many:
+            values[axis.key] = tuple(item for item in known if item in values[axis.key])
+    name = values.pop("name")
+    answers = Answers(name, *(values[axis.key] for axis in AXES))
+    chosen = {axis.key: answers.chosen(axis.key) for axis in AXES}
+    if rule := broken(chosen, catalog):
+        raise RequestError(rule.message(chosen))
+    check_name(name)
+    return answers
+
+
+def why_not(key: str, value: str, chosen: Mapping[str, Any], catalog: Catalog) -> str | None:
+    """Why `value` cannot be chosen now, or None: what a prompt shows beside a disabled line."""
+    partial = {k: v if isinstance(v, tuple) else (v,) for k, v in chosen.items() if k in BY_KEY}
+    partial[key] = (*partial.get(key, ()), value) if BY_KEY[key].many else (value,)
+    rule = broken(partial, catalog)
+    return rule and f"{rule.because}; choose {rule.choose}"
+
+
+RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}
+PACKAGES = {"torch", "numpy", "tqdm", "pytest", "scaffold", "tests", "test"}
+
+
+def check_name(name: str) -> None:
+    """A project's name is a folder and a package name on every system."""
+    advice = "use letters, digits, '-' and '_', starting with a letter, for example my-project"
+    if not name or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name, re.ASCII):
+        raise RequestError(f"{name!r} is not a project name: {advice}")
+    if keyword.iskeyword(name) or name.lower() in RESERVED:
+        raise RequestError(f"{name!r} is a reserved word: {advice}")
+    if name.lower() in PACKAGES:
+        raise RequestError(f"{name!r} is the name of a package that the project uses: {advice}")
