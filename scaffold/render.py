@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from symtable import SymbolTable, symtable
 from typing import Any
 
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
@@ -27,6 +28,10 @@ COMMENT = re.compile(r"^[ \t]*#!(?: .*)?\n", re.MULTILINE)
 SLOT_LINE = re.compile(r"^([ \t]*)\{\{((?:(?!\}\}).)+)\}\}[ \t]*\n", re.MULTILINE)
 GONE = "\0"  # marks the line of an empty slot until finish() removes it
 GONE_LINE = re.compile(r"^[ \t]*\0\n", re.MULTILINE)
+IMPORT_BLOCK = re.compile(
+    r'(?:""".*?"""\n)?\n*(?P<imports>(?:(?:from|import) [^\n(]*(?:\([^)]*\))?\n(?:\n*(?=from |import ))?)+)',
+    re.DOTALL,
+)
 OWN_MODULES = {"checkpoint", "data", "model", "record", "train"}
 
 
@@ -78,45 +83,51 @@ def environment(catalog: Catalog) -> Environment:
 def finish(source: str) -> str:
     """Settle a Python file: unused imports go, the rest is sorted, blank lines are black's."""
     source = GONE_LINE.sub("", source)
-    module = ast.parse(source)
-    imports = [node for node in module.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    if imports:
-        rows = source.split("\n")
-        first, last = imports[0].lineno - 1, imports[-1].end_lineno
-        source = "\n".join([*rows[:first], sorted_imports(module, imports), *rows[last:]])
+    header = IMPORT_BLOCK.match(source)
+    if header:
+        imports = sorted_imports(header["imports"], symtable(source, "<template>", "exec"))
+        source = source[: header.start("imports")] + imports + "\n" + source[header.end("imports") :]
     source = re.sub(r"[ \t]+\n", "\n", source)
     source = re.sub(r"\n{4,}", "\n\n\n", source)  # at most two blank lines
     source = re.sub(r"\n{3,}(?=[ \t])", "\n\n", source)  # at most one inside a block
     source = re.sub(r":\n\n+(?=[ \t]+\S)", ":\n", source)  # none after the line that opens a block
-    source = re.sub(r"(?<=\n)\n*(?=\n\n\n(?:def|class|if|@|[A-Z_]+ = ))", "", source)
     return source.strip("\n") + "\n"
 
 
-def sorted_imports(module: ast.Module, imports: list[ast.Import | ast.ImportFrom]) -> str:
-    used = {node.id for node in ast.walk(module) if isinstance(node, ast.Name)}
-    plain: set[tuple[int, str]] = set()
-    named: dict[tuple[int, str], set[str]] = {}
-    for node in imports:
+def sorted_imports(block: str, module: SymbolTable) -> str:
+    """The imports that the module uses, in isort's sections and order."""
+    plain: dict[str, str] = {}  # bound name -> what is imported
+    named: dict[str, tuple[str, str]] = {}  # bound name -> where from, what
+    for node in ast.parse(block).body:
+        assert isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names:
-            if (alias.asname or alias.name.split(".")[0]) not in used:
-                continue
+            bound = alias.asname or alias.name.split(".")[0]
             spelled = alias.name + (f" as {alias.asname}" if alias.asname else "")
             if isinstance(node, ast.Import):
-                plain.add((section(alias.name), spelled))
+                plain[bound] = spelled
             else:
-                assert node.module
-                named.setdefault((section(node.module), node.module), set()).add(spelled)
-    blocks = []
-    for number in range(3):
-        lines = [f"import {text}" for place, text in sorted(plain) if place == number]
-        lines += [
-            f"from {source} import {', '.join(sorted(names, key=import_order))}"
-            for (place, source), names in sorted(named.items())
-            if place == number
-        ]
-        if lines:
-            blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+                named[bound] = (node.module or "", spelled)
+    used = referenced(module, {*plain, *named})
+    groups: dict[str, list[str]] = {}
+    for bound, (source, spelled) in named.items():
+        if bound in used:
+            groups.setdefault(source, []).append(spelled)
+    sections: list[list[str]] = [[], [], []]
+    for spelled in sorted(spelled for bound, spelled in plain.items() if bound in used):
+        sections[section(spelled)].append(f"import {spelled}")
+    for source in sorted(groups):
+        names = ", ".join(sorted(groups[source], key=import_order))
+        sections[section(source)].append(f"from {source} import {names}")
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def referenced(scope: SymbolTable, names: set[str]) -> set[str]:
+    """Which module-level names a scope or one inside it reads. (ast.walk does the same, three times slower.)"""
+    here = names.intersection(scope.get_identifiers())
+    symbols = [scope.lookup(name) for name in here]
+    own = scope.get_type() == "module"
+    found = {s.get_name() for s in symbols if s.is_referenced() and (own or s.is_global())}
+    return found.union(*(referenced(child, names) for child in scope.get_children()))
 
 
 def import_order(name: str) -> tuple[int, str]:
@@ -128,7 +139,7 @@ def import_order(name: str) -> tuple[int, str]:
 
 def section(module: str) -> int:
     """0 standard library, 1 third party, 2 the project's own."""
-    root = module.split(".")[0]
+    root = re.split("[. ]", module)[0]
     if root in sys.stdlib_module_names:
         return 0
     return 2 if root in OWN_MODULES else 1

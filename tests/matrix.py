@@ -1,0 +1,39 @@
+"""Every combination there is, and an oracle that knows the rules without reading them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from scaffold.answers import Answers
+from scaffold.catalog import Catalog
+
+
+def subsets(items: list[str]) -> list[tuple[str, ...]]:
+    return [chosen for size in range(len(items) + 1) for chosen in itertools.combinations(items, size)]
+
+
+def everything(catalog: Catalog) -> Iterator[Answers]:
+    """The whole product, valid or not, of what the catalog offers for each task."""
+    for task in catalog.tasks:
+        axes = [list(catalog.values(key, task)) for key in ("data", "hardware", "precision", "distributed")]
+        loggers = subsets(list(catalog.loggers))
+        features = subsets(list(catalog.values("with", task)))
+        for values in itertools.product(*axes, loggers, features):
+            yield Answers("demo", task, *values)
+
+
+def oracle(answers: Answers) -> bool:
+    """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
+    if answers.hardware == "tpu" or answers.distributed in ("fsdp", "deepspeed", "spmd"):
+        return False
+    if answers.precision == "tf32" and answers.hardware == "cpu":
+        return False
+    regression = "regression" in answers.features
+    return not (
+        (answers.data == "adult" and regression) or (answers.data == "wine-quality" and not regression)
+    )
+
+
+def valid(catalog: Catalog) -> Iterator[Answers]:
+    return (answers for answers in everything(catalog) if oracle(answers))
