@@ -73,6 +73,7 @@ def environment(catalog: Catalog) -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         cache_size=-1,
+        auto_reload=False,
     )
     env.filters["slot"] = slot
     env.globals["guard"] = guard

@@ -1,0 +1,232 @@
+"""Every valid combination, rendered: what no project may hold, whatever was chosen."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from scaffold.answers import Answers
+from scaffold.catalog import load_catalog
+from scaffold.plan import make_plan
+from scaffold.render import Renderer
+from tests.matrix import valid
+
+RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#!|\0|jinja|scaffold", re.IGNORECASE)
+
+# Words that speak of one choice, and the choice. A project may hold a word only if it was made.
+WORDS = {
+    r"\bddp\b|ddp_|DistributedDataParallel|torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp"),
+    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
+    r"\bxla|\btpu": ("hardware", "tpu"),
+    r"fsdp|fully_shard": ("distributed", "fsdp"),
+    r"deepspeed": ("distributed", "deepspeed"),
+    r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
+    r"bfloat16": ("precision", "bf16"),
+    r"tf32|matmul_precision": ("precision", "tf32"),
+    r"accum|micro_|window": ("with", "grad-accum"),
+    r"clip_grad|clip-grad": ("with", "grad-clip"),
+    r"\bema\b|_ema\b|ema_": ("with", "ema"),
+    r"patience|stale": ("with", "early-stopping"),
+    r"\bcompile": ("with", "compile"),
+    r"deterministic|CUBLAS": ("with", "deterministic"),
+    r"regression|mse_loss|rmse": ("with", "regression"),
+    r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
+    r"wandb": ("logger", "wandb"),
+    r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
+    r"PIL\b|pillow": ("data", "files imagenet"),
+    r"sklearn|scikit": ("data", "sample"),
+}
+PATTERNS = {word: re.compile(word, re.IGNORECASE) for word in WORDS}
+
+
+@cache
+def words_on(line: str) -> frozenset[str]:
+    return frozenset(word for word, pattern in PATTERNS.items() if pattern.search(line))
+
+
+@cache
+def words_in(text: str) -> frozenset[str]:
+    return frozenset().union(*map(words_on, text.split("\n")))
+
+
+def was_chosen(word: str, answers: Answers) -> bool:
+    key, values = WORDS[word]
+    return not set(values.split()).isdisjoint(answers.chosen(key))
+
+
+def absent_words(texts: Iterable[str], answers: Answers) -> set[str]:
+    found = frozenset().union(*(words_in(text) for text in texts))
+    return {word for word in found if not was_chosen(word, answers)}
+
+
+@cache
+def residue_on(line: str) -> str:
+    match = RESIDUE.search(line)
+    return match[0] if match else ""
+
+
+def residue(text: str) -> str:
+    """What a template left behind, or a word of the tool itself."""
+    return next(filter(None, map(residue_on, text.split("\n"))), "")
+
+
+def options(source: str) -> tuple[set[str], set[str]]:
+    """What a program's argument parser defines, and what the program reads from args."""
+    nodes = list(ast.walk(ast.parse(source)))
+    defined = {
+        node.args[0].value.removeprefix("--").replace("-", "_")
+        for node in nodes
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+    }
+    used = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
+    }
+    return defined, used
+
+
+@cache
+def option_words(line: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    defined = re.findall(r'add_argument\(\s*"--([\w-]+)"', line)
+    return tuple(d.replace("-", "_") for d in defined), tuple(re.findall(r"\bargs\.(\w+)", line))
+
+
+def options_by_line(source: str) -> tuple[set[str], set[str]]:
+    """As `options`, a line at a time: the same answer, fast enough for every project."""
+    defined: set[str] = set()
+    used: set[str] = set()
+    for line in source.split("\n"):
+        if "add_argument" in line or "args." in line:
+            more_defined, more_used = option_words(line)
+            defined.update(more_defined)
+            used.update(more_used)
+    return defined, used
+
+
+@dataclass
+class Cover:
+    """Files that together hold every three lines in a row that any project holds.
+
+    A formatter decides by a line and its neighbours, so these few stand for all.
+    """
+
+    seen: set[int] = field(default_factory=set)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: str, text: str) -> None:
+        lines = ["", *text.split("\n"), ""]
+        runs = set(map(hash, zip([path] * len(lines), lines, lines[1:], lines[2:], strict=False)))
+        if not runs <= self.seen:
+            self.seen |= runs
+            self.files.setdefault(text, path)
+
+
+@dataclass
+class Findings:
+    projects: int = 0
+    problems: list[str] = field(default_factory=list)
+    cover: Cover = field(default_factory=Cover)
+    train_lines: set[int] = field(default_factory=set)
+    longest: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    catalog = load_catalog()
+    renderer = Renderer(catalog)
+    found = Findings()
+    checked: set[str] = set()
+    for answers in valid(catalog):
+        tree = renderer.tree(make_plan(answers, catalog))
+        found.projects += 1
+        if absent := absent_words(tree.values(), answers):
+            found.problems.append(f"{answers}: speaks of {absent}")
+        for path, text in tree.items():
+            if text in checked:
+                continue
+            checked.add(text)
+            if left := residue(text):
+                found.problems.append(f"{answers}: {path} holds {left!r}")
+            found.longest[path] = max(found.longest.get(path, 0), text.count("\n"))
+            if path.endswith(".py"):
+                found.cover.add(path, text)
+            if path == "train.py":
+                defined, used = options_by_line(text)
+                if defined != used:
+                    found.problems.append(f"{answers}: options {defined ^ used}")
+                if len(defined) > 20:
+                    found.problems.append(f"{answers}: {len(defined)} options")
+    return found
+
+
+def test_no_project_has_a_problem(findings: Findings) -> None:
+    assert findings.projects > 40_000
+    assert findings.problems == []
+
+
+def test_line_budgets(findings: Findings) -> None:
+    assert findings.longest["train.py"] <= 300
+    assert findings.longest["model.py"] <= 150
+    assert findings.longest["data.py"] <= 150
+    assert findings.longest["checkpoint.py"] <= 150
+    plain = Renderer(catalog := load_catalog()).tree(
+        make_plan(Answers("demo", "image-classification", "sample", "cpu", "fp32", "none"), catalog)
+    )
+    assert plain["train.py"].count("\n") <= 200
+
+
+@pytest.fixture(scope="module")
+def covering_projects(findings: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The covering files, each in a project's surroundings so that its own modules are known as such."""
+    root = tmp_path_factory.mktemp("cover")
+    for number, (text, path) in enumerate(findings.cover.files.items()):
+        folder = root / f"p{number}"
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(text)
+    own = ("checkpoint", "data", "model", "record", "train")
+    settings = "line-length = 110\nlint.select = ['E', 'F', 'I']\n"
+    (root / "ruff.toml").write_text(settings + f"lint.isort.known-first-party = {list(own)}\n")
+    return root
+
+
+def tool(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", name, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def test_ruff_finds_nothing(covering_projects: Path) -> None:
+    result = tool("ruff", "check", "--no-cache", "--output-format", "concise", ".", cwd=covering_projects)
+    assert result.returncode == 0, result.stdout[:3000]
+
+
+def test_black_changes_nothing(covering_projects: Path) -> None:
+    assert shutil.which("git")
+    result = tool("black", "--check", "-l", "110", "--no-cache", ".", cwd=covering_projects)
+    assert result.returncode == 0, result.stderr[:3000]
+
+
+def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
+    catalog = load_catalog()
+    answers = Answers("demo", "tabular", "sample", "cpu", "fp32", "none")
+    tree = Renderer(catalog).tree(make_plan(answers, catalog))
+    train = tree["train.py"]
+    assert absent_words([train], answers) == set()
+    assert absent_words([train + "# works with DDP\n"], answers)
+    assert residue(train) == ""
+    assert residue(train + "{{ slot }}")
+    assert options(train) == options_by_line(train)
+    defined, used = options_by_line(train.replace("args.weight_decay", "0.1"))
+    assert defined - used == {"weight_decay"}
+    (tmp_path / "train.py").write_text(train.replace("import math\n", "import math\nimport os\n") + "x=1\n")
+    assert tool("ruff", "check", "--select", "F", ".", cwd=tmp_path).returncode == 1
+    assert tool("black", "--check", "-l", "110", ".", cwd=tmp_path).returncode == 1

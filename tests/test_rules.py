@@ -1,0 +1,120 @@
+"""The rules against an oracle written independently of them, over the whole product of choices."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from scaffold.answers import Answers, parse_words
+from scaffold.axes import AXES, BY_KEY
+from scaffold.catalog import Catalog, load_catalog
+from scaffold.errors import RequestError
+from scaffold.rules import RULES, Rule, all_rules, broken, complete, default, why_not
+from tests.matrix import everything, oracle
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+def chosen(answers: Answers) -> dict[str, tuple[str, ...]]:
+    return {axis.key: answers.chosen(axis.key) for axis in AXES}
+
+
+def disagreements(catalog: Catalog, judge) -> list[Answers]:
+    return [
+        answers
+        for answers in everything(catalog)
+        if len(answers.loggers) < 2  # no rule speaks of loggers: their subsets only repeat the rest
+        and judge(answers) != (broken(chosen(answers), catalog) is None)
+    ]
+
+
+def test_rules_and_oracle_agree_everywhere(catalog: Catalog) -> None:
+    assert disagreements(catalog, oracle) == []
+
+
+def test_a_wrong_oracle_is_noticed(catalog: Catalog) -> None:
+    assert disagreements(catalog, lambda a: oracle(a) and (a.precision, a.hardware) != ("bf16", "cpu"))
+
+
+def test_loggers_exclude_nothing(catalog: Catalog) -> None:
+    assert not any("logger" in rule.when for rule in all_rules(catalog))
+
+
+def apply(choose: str, answers: dict[str, tuple[str, ...]]) -> list[dict[str, tuple[str, ...]]]:
+    """The answers after following a rule's advice, one per alternative."""
+    found = []
+    for advice in choose.split(" or "):
+        if advice.startswith("without "):
+            left = tuple(item for item in answers["with"] if item != advice.removeprefix("without "))
+            found.append(answers | {"with": left})
+        else:
+            change = parse_words([advice], {})
+            found.append(answers | {k: v if isinstance(v, tuple) else (v,) for k, v in change.items()})
+    return found
+
+
+@pytest.mark.parametrize("rule", all_rules(load_catalog()), ids=lambda rule: rule.id)
+def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> None:
+    axes = list(rule.when)
+    for values in itertools.product(*rule.when.values()):
+        answers = {axis.key: () if axis.many else (default(axis.key, {}),) for axis in AXES}
+        answers |= {key: (value,) for key, value in zip(axes, values, strict=True)}
+        assert rule.applies(answers)
+        for after in apply(rule.choose, answers):
+            assert not rule.applies(after)
+
+
+def test_following_advice_ends_at_something_offered(catalog: Catalog) -> None:
+    """From any combination, doing what the messages say leads to a valid one in a few steps."""
+    for answers in everything(catalog):
+        if answers.loggers or len(answers.features) > 2:
+            continue
+        state = chosen(answers)
+        for _ in range(6):
+            if (rule := broken(state, catalog)) is None:
+                break
+            state = apply(rule.choose, state)[0]
+        assert broken(state, catalog) is None, answers
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_values_named_by_rules_exist(rule: Rule, catalog: Catalog) -> None:
+    for key, values in rule.when.items():
+        assert set(values) <= set(catalog.values(key))
+
+
+def test_messages_say_what_would_work(catalog: Catalog) -> None:
+    with pytest.raises(RequestError, match="fp16.*tpu.*bfloat16.*precision=bf16"):
+        complete({"hardware": "tpu", "precision": "fp16"}, catalog)
+    with pytest.raises(RequestError, match="ddp.*tpu.*distributed=spmd"):
+        complete({"hardware": "tpu", "distributed": "ddp", "precision": "bf16"}, catalog)
+    with pytest.raises(RequestError, match="spmd.*cpu.*distributed=ddp"):
+        complete({"distributed": "spmd"}, catalog)
+    with pytest.raises(RequestError, match="did you mean 'tabular'"):
+        complete({"task": "tabula"}, catalog)
+
+
+def test_partial_answers_exclude_only_what_is_certain(catalog: Catalog) -> None:
+    assert why_not("precision", "tf32", {"hardware": "cpu"}, catalog)
+    assert why_not("precision", "tf32", {}, catalog) is None
+    assert why_not("data", "wine-quality", {"task": "tabular"}, catalog) is None
+    assert why_not("with", "regression", {"task": "tabular", "data": "adult"}, catalog)
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "gpu"])
+def test_defaults_are_valid(hardware: str, catalog: Catalog) -> None:
+    for task in catalog.tasks:
+        answers = complete({"task": task}, catalog, hardware)
+        assert oracle(answers)
+        assert answers.hardware == hardware
+
+
+def test_lists_come_in_the_order_of_the_catalog(catalog: Catalog) -> None:
+    answers = complete({"logger": ("wandb", "tensorboard"), "with": ("ema", "grad-accum")}, catalog)
+    assert answers.loggers == ("tensorboard", "wandb")
+    assert answers.features == ("grad-accum", "ema")
+    assert set(BY_KEY) == {axis.key for axis in AXES}
