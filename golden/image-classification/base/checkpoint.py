@@ -1,0 +1,62 @@
+"""Checkpoints that are complete or absent, and found again without help."""
+
+import os
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+KEEP = 2  # step checkpoints; best.pt stays beside them
+
+
+def check_parameters(model: nn.Module, step: int) -> None:
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        sys.exit(f"step {step}: parameters are not finite, nothing saved; a lower --lr may help")
+
+
+def save_checkpoint(path: Path, parts: dict[str, Any], counters: dict[str, float]) -> None:
+    """Save the state of every part, so that a crash at any moment leaves the old file or the new one."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(state | {"counters": counters}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)  # the new name is durable too
+    os.close(directory)
+    for old in sorted(path.parent.glob("step-*.pt"))[:-KEEP]:
+        old.unlink()
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest intact step checkpoint; damaged ones are passed over with a warning."""
+    for path in sorted(directory.glob("step-*.pt"), reverse=True):
+        if is_intact(path):
+            return path
+        warnings.warn(f"{path} is damaged, trying the one before it", stacklevel=2)
+    return None
+
+
+def is_intact(path: Path) -> bool:
+    try:
+        return zipfile.ZipFile(path).testzip() is None  # torch.save writes checksums, torch.load ignores them
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def load_checkpoint(path: Path, parts: dict[str, Any]) -> dict[str, float]:
+    """Restore every part and return the counters."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError):
+            sys.exit(f"{path} does not fit: its {name} is another; choose a new --output-dir")
+    return state["counters"]

@@ -1,0 +1,50 @@
+"""The record of a run: metrics.jsonl, one line of metrics a step, and run.json, what ran."""
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+
+def check_finite(metrics: dict[str, float], step: int) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            sys.exit(f"step {step}: {name} is {value}; earlier checkpoints are intact, a lower --lr may help")
+
+
+def open_metrics(path: Path, step: int) -> TextIO:
+    """Open for appending, cut off behind `step`: what comes after it is about to be run again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    file.seek(0)
+    end = 0
+    while (line := file.readline()).endswith("\n") and json.loads(line)["step"] <= step:
+        end = file.tell()
+    file.truncate(end)
+    return file
+
+
+def write_metrics(file: TextIO, step: int, metrics: dict[str, float]) -> None:
+    file.write(json.dumps({"step": step, **metrics}) + "\n")
+    file.flush()
+    tqdm.write(f"step {step:>6}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+
+def write_run(path: Path, arguments: dict[str, Any], device: torch.device) -> None:
+    here = Path(__file__).parent
+    git = subprocess.run("git rev-parse HEAD", shell=True, cwd=here, capture_output=True, text=True)
+    run = {
+        "arguments": arguments,
+        "seed": arguments["seed"],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": device,
+        "world_size": 1,
+        "git_commit": git.stdout.strip() or None,
+    }
+    path.write_text(json.dumps(run, indent=2, default=str) + "\n")

@@ -1,0 +1,157 @@
+"""Classify the rows of a table.
+
+Launch: python train.py
+"""
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from checkpoint import check_parameters, load_checkpoint, newest_checkpoint, save_checkpoint
+from data import build_datasets, ordered_batches, shuffled_batches
+from model import TableNet
+from record import check_finite, open_metrics, write_metrics, write_run
+
+PROJECT = "tabular"
+
+
+def at_least(minimum: float) -> Callable[[str], float]:
+    """An argparse type: a number of the kind of `minimum`, and no smaller."""
+
+    def number(text: str) -> float:
+        if not (value := type(minimum)(text)) >= minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return value
+
+    return number
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
+    parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the training set")
+    parser.add_argument("--max-steps", type=at_least(1), help="stop after this many optimizer steps")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="examples per process and pass")
+    parser.add_argument("--lr", type=at_least(0.0), default=1e-3, help="learning rate at its peak")
+    parser.add_argument("--warmup-steps", type=at_least(0), default=50, help="steps until the peak")
+    parser.add_argument("--weight-decay", type=at_least(0.0), default=0.1, help="AdamW's")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, order and augmentation")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute")
+    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load data; 0 for none")
+    parser.add_argument("--log-every", type=at_least(1), default=10, help="steps between log lines")
+    parser.add_argument("--checkpoint-every", type=at_least(1), default=200, help="steps between checkpoints")
+    return parser.parse_args(argv)
+
+
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero. A function of the step alone: no state to save."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    numeric, categorical, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return F.cross_entropy(model(numeric, categorical), target)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
+    model.eval()
+    loss = correct = count = 0
+    for batch in loader:
+        numeric, categorical, target = (tensor.to(device, non_blocking=True) for tensor in batch)
+        output = model(numeric, categorical)
+        loss += F.cross_entropy(output, target, reduction="sum").item()
+        correct += (output.argmax(dim=1) == target).sum().item()
+        count += len(target)
+    model.train()
+    return {"val/loss": loss / count, "val/accuracy": correct / count}
+
+
+def main(args: argparse.Namespace) -> None:
+    checkpoints = args.output_dir / "checkpoints"
+    if any(checkpoints.glob("*.pt")) and not args.resume:
+        sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+
+    train_set, val_set = build_datasets()
+    epoch_ends = {math.ceil(epoch * len(train_set) / args.batch_size) for epoch in range(1, args.epochs + 1)}
+    total_steps = max(epoch_ends)
+    last_step = min(total_steps, args.max_steps or total_steps)
+
+    model = TableNet(train_set.numeric.shape[1], train_set.cardinalities, train_set.num_outputs).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    parts = {"model": model, "optimizer": optimizer}
+    newest = newest_checkpoint(checkpoints) if args.resume else None
+    saved = load_checkpoint(newest, parts) if newest else {}
+    step, best = saved.get("step", 0), saved.get("best", -math.inf)
+
+    order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
+    loader = partial(DataLoader, batch_size=None, num_workers=args.workers)
+    batches = iter(loader(train_set, sampler=order))
+    val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
+    metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
+    write_run(args.output_dir / "run.json", vars(args), device)
+
+    progress = tqdm(total=last_step, initial=step, disable=None)
+    stopping = False
+    model.train()
+    while step < last_step:
+        # makes dropout, and all else that is random in the model, a function of the step
+        torch.default_generator.manual_seed(hash((args.seed, step)))
+        lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = compute_loss(model, next(batches), device)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        progress.update()
+
+        metrics = {}
+        if step < args.log_every or step % args.log_every == 0:  # and the first steps, where runs go wrong
+            metrics |= {"train/loss": loss.item(), "train/lr": lr}
+        if step in epoch_ends:
+            metrics |= evaluate(model, val_loader, device)
+        check_finite(metrics, step)
+        improved = metrics.get("val/accuracy", best) > best
+        if improved:
+            best = metrics["val/accuracy"]
+        if metrics:
+            write_metrics(metrics_file, step, metrics)
+
+        stopping = stop.is_set()
+        finished = step == last_step
+        counters = {"step": step, "best": best}
+        if improved:
+            save_checkpoint(checkpoints / "best.pt", parts, counters)
+        if stopping or finished or step % args.checkpoint_every == 0:
+            check_parameters(model, step)
+            save_checkpoint(checkpoints / f"step-{step:08d}.pt", parts, counters)
+        if stopping:
+            break
+
+    progress.close()
+    if stopping:
+        sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,119 @@
+"""golden/TASK/base is a whole project; golden/TASK/CHOICE.diff is what one choice changes in it.
+
+`pytest tests/test_golden.py --accept` rewrites them; the change is then for the reviewer to read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scaffold.answers import Answers
+from scaffold.catalog import Catalog, load_catalog
+from scaffold.compare import changed_lines, difference
+from scaffold.plan import make_plan
+from scaffold.render import Renderer, Tree
+from scaffold.rules import complete
+from tests.matrix import oracle
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+CATALOG = load_catalog()
+
+# The most lines that a choice may change in train.py, added and removed together.
+BUDGETS = {
+    "hardware=gpu": 18,
+    "precision=tf32": 4,
+    "precision=bf16": 8,
+    "precision=fp16": 32,
+    "distributed=ddp": 60,
+    "logger=tensorboard": 8,
+    "logger=wandb": 12,
+    "with=grad-accum": 22,
+    "with=grad-clip": 4,
+    "with=ema": 18,
+    "with=early-stopping": 14,
+    "with=compile": 4,
+    "with=deterministic": 4,
+}
+
+# What a choice needs beside it, where the base alone does not allow it.
+COMPANIONS = {"precision=tf32": {"hardware": "gpu"}, "data=wine-quality": {"with": ("regression",)}}
+
+
+def base(task: str) -> Answers:
+    return complete({"task": task, "name": task}, CATALOG)
+
+
+def single_choices(task: str, catalog: Catalog) -> Iterator[tuple[str, Answers, Answers]]:
+    """Each offered choice that the base does not make: its name, the project before and after."""
+    plain = base(task)
+    for key in ("data", "hardware", "precision", "distributed", "logger", "with"):
+        for value in catalog.values(key, task):
+            name = f"{key}={value}"
+            before = plain.changed(COMPANIONS.get(name, {}))
+            after = before.changed({key: (value,) if key in ("logger", "with") else value})
+            if before != after and oracle(after):
+                yield name, before, after
+
+
+CASES = [(task, *case) for task in CATALOG.tasks for case in single_choices(task, CATALOG)]
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(CATALOG)
+
+
+def tree(renderer: Renderer, answers: Answers) -> Tree:
+    return renderer.tree(make_plan(answers, CATALOG))
+
+
+def on_disk(folder: Path) -> Tree:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("task", CATALOG.tasks)
+def test_base(task: str, renderer: Renderer, accept: bool) -> None:
+    folder = GOLDEN / task / "base"
+    project = tree(renderer, base(task))
+    if accept:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path, text in project.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    assert on_disk(folder) == project
+
+
+@pytest.mark.parametrize(("task", "name", "before", "after"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+def test_choice(
+    task: str, name: str, before: Answers, after: Answers, renderer: Renderer, accept: bool
+) -> None:
+    change = difference(tree(renderer, before), tree(renderer, after), context=0)
+    file = GOLDEN / task / f"{name}.diff"
+    if accept:
+        file.write_text(change, encoding="utf-8")
+    assert file.read_text(encoding="utf-8") == change
+    if name in BUDGETS:
+        train = difference(
+            {"train.py": tree(renderer, before)["train.py"]}, {"train.py": tree(renderer, after)["train.py"]}
+        )
+        assert changed_lines(train) <= BUDGETS[name]
+
+
+def test_no_golden_is_left_over() -> None:
+    known = {GOLDEN / task / f"{name}.diff" for task, name, *_ in CASES}
+    assert set(GOLDEN.glob("*/*.diff")) == known
+    assert {folder.name for folder in GOLDEN.iterdir()} == set(CATALOG.tasks)
+
+
+def test_a_changed_template_is_noticed(renderer: Renderer) -> None:
+    project = tree(renderer, base("tabular"))
+    project["train.py"] = project["train.py"].replace("optimizer.step()", "optimizer.step() ")
+    assert on_disk(GOLDEN / "tabular" / "base") != project
