@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import questionary
@@ -19,10 +20,17 @@ from scaffold.catalog import Catalog, unknown
 from scaffold.errors import RequestError
 from scaffold.rules import all_rules, broken, check_name, default, why_not
 
-BACK = "← back"
 NAME = "name"
+BACK_LINE = "← back"
 KEYS = "↑ ↓ to move, enter to choose"
 KEYS_MANY = "space to tick, enter to go on"
+
+
+@dataclass(frozen=True)
+class Back:
+    """Not an answer but the wish to see the question before; `draft` is what was ticked or typed so far."""
+
+    draft: Any = None
 
 
 def ask(given: dict[str, Any], catalog: Catalog, machine: str) -> dict[str, Any]:
@@ -48,18 +56,20 @@ def answer_all(given: dict[str, Any], catalog: Catalog, machine: str) -> dict[st
         chosen = given | {earlier: answers[earlier] for earlier in questions[:position]}
         before = answers.get(key)
         can_go_back = position > 0
+        answer: Any
         if key == NAME:
-            answer: Any = ask_name(chosen["task"], can_go_back)
+            answer = ask_name(chosen["task"], before or "", can_go_back)
         elif BY_KEY[key].many:
             answer = ask_many(BY_KEY[key], chosen, before, catalog, can_go_back)
         else:
             wished = (before, default(key, chosen, machine))
             answer = ask_one(BY_KEY[key], chosen, wished, catalog, can_go_back)
-        if answer == BACK:
+        if isinstance(answer, Back):
+            answers[key] = answer.draft
             position -= 1
-            continue
-        answers[key] = answer
-        position += 1
+        else:
+            answers[key] = answer
+            position += 1
     return answers
 
 
@@ -122,7 +132,7 @@ def required(key: str, chosen: Mapping[str, Any], catalog: Catalog) -> tuple[str
 
 def ask_one(
     axis: Axis, chosen: Mapping[str, Any], wished: tuple[str | None, ...], catalog: Catalog, can_go_back: bool
-) -> str:
+) -> str | Back:
     """One value; the first of `wished` that can be chosen is highlighted."""
     reasons = exclusions(axis, chosen, catalog)
     possible = [value for value, reason in reasons.items() if reason is None]
@@ -133,15 +143,16 @@ def ask_one(
         default=start,
         instruction=f"({KEYS})",
     )
-    answer: str = run(question, can_go_back)
-    if answer != BACK:
-        settle(axis.question, answer)
+    answer: str | Back = run(question, can_go_back)
+    if isinstance(answer, Back):
+        return Back(wished[0])
+    settle(axis.question, answer)
     return answer
 
 
 def ask_many(
     axis: Axis, chosen: Mapping[str, Any], before: tuple[str, ...] | None, catalog: Catalog, can_go_back: bool
-) -> tuple[str, ...] | str:
+) -> tuple[str, ...] | Back:
     """Any number of values; those answered before and those that have to be there are ticked."""
     reasons = exclusions(axis, chosen, catalog)
     ticked = {
@@ -159,25 +170,25 @@ def ask_many(
         validate=complaint,
         instruction=f"({KEYS_MANY})",
     )
-    answer = run(question, can_go_back)
-    if answer == BACK:
-        return BACK
+    answer: list[str] | Back = run(question, can_go_back)
+    if isinstance(answer, Back):
+        return answer
     settle(axis.question, ", ".join(answer) or "none")
     return tuple(answer)
 
 
-def ask_name(suggested: str, can_go_back: bool) -> str:
+def ask_name(suggested: str, typed: str, can_go_back: bool) -> str | Back:
     """The project's name; asked again, with the reason, until it is one."""
     message = "What is the project called?"
     hint = "(escape to go back)" if can_go_back else None
-    typed = ""
     while True:
         question = questionary.text(
             message, default=typed, instruction=hint, placeholder=FormattedText([("fg:#888888", suggested)])
         )
-        typed = run(question, can_go_back)
-        if typed == BACK:
-            return BACK
+        answer: str | Back = run(question, can_go_back)
+        if isinstance(answer, Back):
+            return answer
+        typed = answer
         name = typed.strip() or suggested
         try:
             check_name(name)
@@ -209,7 +220,7 @@ def lines(
             title = f"{value:<{column}}  {fold(text, start, start)}"
             line = questionary.Choice(title, value=value, checked=value in ticked)
         choices.append(line)
-    return [*choices, questionary.Choice(BACK)] if can_go_back else choices
+    return [*choices, questionary.Choice(BACK_LINE)] if can_go_back else choices
 
 
 def fold(text: str, start: int, margin: int) -> str:
@@ -219,35 +230,32 @@ def fold(text: str, start: int, margin: int) -> str:
 
 
 def run(question: questionary.Question, can_go_back: bool) -> Any:
-    """Ask, and answer BACK on that line, on Escape and, among choices, on the left arrow."""
+    """Ask, and answer Back on that line, on Escape and, among choices, on the left arrow."""
     app = question.application
     app.erase_when_done = True  # settle() leaves the short form
+    controls = [window.content for window in app.layout.find_all_windows()]
+    choices = next((control for control in controls if isinstance(control, InquirerControl)), None)
+
+    def leave(event: KeyPressEvent) -> None:
+        draft = event.current_buffer.text if choices is None else tuple(choices.selected_options)
+        event.app.exit(result=Back(draft))
+
     keys = KeyBindings()
     keys.add("escape", eager=True)(leave if can_go_back else ignore)
-    for window in app.layout.find_all_windows():
-        if isinstance(window.content, InquirerControl):
-            bind(keys, window.content, can_go_back)
+    if choices is not None:
+        on_back = Condition(lambda: choices.get_pointed_at().value == BACK_LINE)
+        keys.add("enter", eager=True, filter=on_back)(leave)
+        keys.add(" ", eager=True, filter=on_back)(leave)
+        keys.add("left", eager=True)(leave if can_go_back else ignore)
+        keys.add("a", eager=True)(ignore)  # questionary's "all" and "invert" would tick the way back
+        keys.add("i", eager=True)(ignore)
+        keys.add("c-o", eager=True)(ignore)  # the line editor under the list would answer ""
     app.key_bindings = merge_key_bindings([app.key_bindings or KeyBindings(), keys])
     return question.unsafe_ask()
 
 
-def leave(event: KeyPressEvent) -> None:
-    event.app.exit(result=BACK)
-
-
 def ignore(event: KeyPressEvent) -> None:
-    pass
-
-
-def bind(keys: KeyBindings, control: InquirerControl, can_go_back: bool) -> None:
-    """The keys of a list of choices that mean something else without this."""
-    on_back = Condition(lambda: control.get_pointed_at().value == BACK)
-    for key in ("enter", " "):
-        keys.add(key, eager=True, filter=on_back)(leave)
-    keys.add("left", eager=True)(leave if can_go_back else ignore)
-    for key in ("a", "i"):  # questionary's "all" and "invert" would tick the way back
-        keys.add(key, eager=True)(ignore)
-    keys.add("c-o", eager=True)(ignore)  # prompt_toolkit's line editor under the list would answer ""
+    """A key that means nothing here."""
 
 
 def settle(message: str, answer: str) -> None:
