@@ -18,6 +18,7 @@ from scaffold.axes import AXES, BY_KEY
 from scaffold.errors import RequestError
 
 PLUGINS = "scaffold.plugins"
+EVERY_TASKS_DATA = {"sample": "small and real, there without a network", "files": "your own files"}
 
 
 def templates_folder() -> Path:
@@ -67,6 +68,7 @@ class Logger:
     folder: Path
     help: str
     requires: tuple[str, ...]
+    imports: tuple[str, ...]
     test_env: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,14 +96,10 @@ class Catalog:
         if key == "logger":
             return {name: item.help for name, item in self.loggers.items()}
         tasks = [self.task(task)] if task else list(self.tasks.values())
-        found = dict(self.features) if key == "with" else {}
-        for item in tasks:
-            found |= (
-                item.features
-                if key == "with"
-                else {name: source.help for name, source in item.sources.items()}
-            )
-        return found
+        if key == "with":
+            return self.features | {name: text for item in tasks for name, text in item.features.items()}
+        found = {name: source.help for item in tasks for name, source in item.sources.items()}
+        return found if task else found | EVERY_TASKS_DATA
 
     @cached_property
     def lists(self) -> dict[str, str]:
@@ -117,18 +115,25 @@ def unknown(key: str, value: str, known: list[str]) -> RequestError:
     return RequestError(f"unknown {key} {value!r}: {hint}")
 
 
+def read_source(row: dict[str, Any]) -> Source:
+    lists = {key: tuple(row.get(key, ())) for key in ("requires", "only_with", "not_with")}
+    return Source(
+        help=row["help"],
+        option=row.get("option", ""),
+        default=row.get("default", ""),
+        target=row.get("target", False),
+        **lists,
+    )
+
+
 def read_task(folder: Path) -> Task:
     manifest = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))
-    sources = {
-        name: Source(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
-        for name, row in manifest["data"].items()
-    }
     return Task(
         name=folder.name,
         folder=folder,
         help=manifest["help"],
         facts=manifest.get("facts", {}),
-        sources=sources,
+        sources={name: read_source(row) for name, row in manifest["data"].items()},
         features=manifest.get("features", {}),
         requires=tuple(manifest.get("requires", ())),
     )
@@ -141,6 +146,7 @@ def read_logger(folder: Path) -> Logger:
         folder=folder,
         help=manifest["help"],
         requires=tuple(manifest["requires"]),
+        imports=tuple(manifest["imports"]),
         test_env=manifest.get("test_env", {}),
     )
 

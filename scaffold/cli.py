@@ -53,7 +53,12 @@ def axis_option(key: str, *flags: str) -> Any:
     many = " (repeatable)" if BY_KEY[key].many else ""
     metavar = "FEATURE" if key == "with" else key.upper()
     return typer.Option(
-        f"--{key}", *flags, help=text + many, metavar=metavar, autocompletion=completer(key), show_default=False
+        f"--{key}",
+        *flags,
+        help=text + many,
+        metavar=metavar,
+        autocompletion=completer(key),
+        show_default=False,
     )
 
 
@@ -100,7 +105,9 @@ def given_answers(flags: dict[str, Any], file: str | None) -> dict[str, Any]:
 
 @app.command()
 def new(
-    name: Annotated[str | None, typer.Argument(help="the project's name and folder", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="the project's name and folder", show_default=False)
+    ] = None,
     task: TaskOption = None,
     data: DataOption = None,
     hardware: HardwareOption = None,
@@ -140,7 +147,8 @@ def new(
         from scaffold.plan import make_plan
         from scaffold.project import check_target, with_manifest, write
         from scaffold.render import Renderer
-        from scaffold.rules import complete
+        from scaffold.report import assumed, recreate, tree_lines
+        from scaffold.rules import complete, usable_hardware
 
         catalog = load_catalog()
         given = given_answers(flags, answers_file)
@@ -167,45 +175,14 @@ def new(
         report = {"path": str(target), "written": not dry_run, "answers": values, "files": sorted(tree)}
         typer.echo(json.dumps(report, indent=2))
         return
-    assumed = [f"{key}={show(value)}" for key, value in values.items() if key not in given]
-    if assumed and not interactive:
-        typer.echo(f"not given, so by default: {', '.join(assumed)}")
+    if not interactive and (defaults := assumed(values, given)):
+        typer.echo(f"not given, so by default: {defaults}")
     typer.echo(("would write " if dry_run else "wrote ") + f"{target}/")
-    typer.echo("\n".join(draw(sorted(tree))))
-    typer.echo(f"\nnext:\n  cd {shlex.quote(str(target))}\n  pip install -e '.[dev]'\n  {plan.facts['launch']}")
+    typer.echo("\n".join(tree_lines(sorted(tree))))
+    typer.echo(
+        f"\nnext:\n  cd {shlex.quote(str(target))}\n  pip install -e '.[dev]'\n  {plan.facts['launch']}"
+    )
     typer.echo(f"\nthe same again:\n  {recreate(values)}")
-
-
-def usable_hardware(catalog: Any, hardware: str) -> str:
-    """This machine's hardware where this version has templates for it, else the processors."""
-    from scaffold.rules import why_not
-
-    return "cpu" if why_not("hardware", hardware, {}, catalog) else hardware
-
-
-def show(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else ",".join(value) or "none"
-
-
-def recreate(values: dict[str, Any]) -> str:
-    """One line that writes the same project."""
-    words = ["scaffold", "new", values["name"]]
-    for axis in AXES:
-        value = values[axis.key]
-        for item in value if axis.many else [value]:
-            words += [f"--{axis.key}", item]
-    return shlex.join([*words, "--yes"])
-
-
-def draw(paths: list[str]) -> Iterator[str]:
-    """The tree as lines, folders first met where their files are."""
-    seen: set[str] = set()
-    for path in paths:
-        folder, _, file = path.rpartition("/")
-        if folder and folder not in seen:
-            seen.add(folder)
-            yield f"  {folder}/"
-        yield ("    " if folder else "  ") + file
 
 
 @app.command("list")
@@ -219,60 +196,23 @@ def list_choices(
     """What can be chosen, and what excludes what."""
     with one_line():
         from scaffold.catalog import load_catalog, unknown
-        from scaffold.rules import all_rules
+        from scaffold.report import as_plain, choice_lines, choices
 
         catalog = load_catalog()
         if what and what not in catalog.lists:
             raise unknown("list", what, list(catalog.lists))
         keys = [catalog.lists[what]] if what else [axis.key for axis in AXES]
-    choices = {
-        BY_KEY[key].plural: {
-            value: {
-                "help": text,
-                **({"tasks": where} if (where := tasks_with(catalog, key, value)) else {}),
-                "excludes": [
-                    {
-                        "when": {k: list(v) for k, v in rule.when.items()},
-                        "because": rule.because,
-                        "choose": rule.choose,
-                    }
-                    for rule in all_rules(catalog)
-                    if value in rule.when.get(key, ())
-                ],
-            }
-            for value, text in catalog.values(key).items()
-        }
-        for key in keys
-    }
-    if as_json:
-        typer.echo(json.dumps(choices, indent=2))
-        return
-    for number, (title, values) in enumerate(choices.items()):
-        typer.echo(("\n" if number else "") + title)
-        for value, row in values.items():
-            only = f" ({', '.join(row['tasks'])})" if "tasks" in row else ""
-            typer.echo(f"  {value:<22} {row['help']}{only}")
-            for rule in row["excludes"]:
-                others = [
-                    f"{k} {'|'.join(v)}" for k, v in rule["when"].items() if k != catalog.lists[title]
-                ]
-                where = f"not with {', '.join(others)}" if others else "not offered"
-                typer.echo(f"  {'':<22}   {where}: {rule['because']}; choose {rule['choose']}")
-
-
-def tasks_with(catalog: Any, key: str, value: str) -> list[str]:
-    """The tasks that offer a value, where not all of them do."""
-    if key not in ("data", "with"):
-        return []
-    offering = [name for name in catalog.tasks if value in catalog.values(key, name)]
-    return [] if len(offering) == len(catalog.tasks) else offering
+        found = choices(catalog, keys)
+    typer.echo(json.dumps(as_plain(found), indent=2) if as_json else "\n".join(choice_lines(found)))
 
 
 @app.command()
 def diff(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH] KEY=VALUE...", help="a project, and the choices to change", show_default=False),
+        typer.Argument(
+            metavar="[PATH] KEY=VALUE...", help="a project, and the choices to change", show_default=False
+        ),
     ] = None,
     task: TaskOption = None,
     data: DataOption = None,
@@ -312,12 +252,17 @@ def diff(
             raise RequestError("diff takes a project or --task and the like to start from, not both")
         start = read_answers(Path(path), catalog) if path else complete(given_answers(flags, None), catalog)
         changes = parse_words(given, start.to_dict())
-        end = complete(start.to_dict() | {k: v for k, v in changes.items()}, catalog)
+        end = complete(start.to_dict() | changes, catalog)
         renderer = Renderer(catalog)
         before, after = (renderer.tree(make_plan(answers, catalog)) for answers in (start, end))
         text = difference(before, after)
     if as_json:
-        report = {"from": start.to_dict(), "to": end.to_dict(), "changed_lines": changed_lines(text), "diff": text}
+        report = {
+            "from": start.to_dict(),
+            "to": end.to_dict(),
+            "changed_lines": changed_lines(text),
+            "diff": text,
+        }
         typer.echo(json.dumps(report, indent=2))
     else:
         typer.echo(text or "no difference", nl=not text)
@@ -328,7 +273,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog
     from scaffold.machine import inspect
-    from scaffold.rules import default
+    from scaffold.rules import default, usable_hardware
 
     found = inspect()
     hardware = usable_hardware(load_catalog(), found["hardware"])

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ def inspect(python: str = sys.executable) -> dict[str, Any]:
         "bf16": None,
         "distributed": [],
     }
-    try:
+    with suppress(metadata.PackageNotFoundError):
         found["torch_xla"] = metadata.version("torch_xla")
-    except metadata.PackageNotFoundError:
-        pass
     try:
         probe = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:

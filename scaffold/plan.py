@@ -61,7 +61,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "data": answers.data,
         "source": source,
         "loggers": [logger.name for logger in loggers],
-        "features": answers.features,
+        "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",
         "gpu": gpu,
         "tf32": answers.precision == "tf32",

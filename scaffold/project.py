@@ -22,9 +22,8 @@ MANIFEST = ".scaffold.toml"
 def with_manifest(tree: Tree, answers: Answers) -> Tree:
     """The tree and its .scaffold.toml: version, answers, a hash per file; nothing of this machine."""
     hashes = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in tree.items()}
-    text = (
-        f'version = "{__version__}"\n\n[answers]\n{to_toml(answers.to_dict())}'
-        "\n[files]\n" + "".join(f'"{path}" = "{digest}"\n' for path, digest in hashes.items())
+    text = f'version = "{__version__}"\n\n[answers]\n{to_toml(answers.to_dict())}' "\n[files]\n" + "".join(
+        f'"{path}" = "{digest}"\n' for path, digest in hashes.items()
     )
     return tree | {MANIFEST: text}
 

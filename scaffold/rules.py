@@ -168,7 +168,12 @@ def why_not(key: str, value: str, chosen: Mapping[str, Any], catalog: Catalog) -
     partial = {k: v if isinstance(v, tuple) else (v,) for k, v in chosen.items() if k in BY_KEY}
     partial[key] = (*partial.get(key, ()), value) if BY_KEY[key].many else (value,)
     rule = broken(partial, catalog)
-    return rule and f"{rule.because}; choose {rule.choose}"
+    return f"{rule.because}; choose {rule.choose}" if rule else None
+
+
+def usable_hardware(catalog: Catalog, hardware: str) -> str:
+    """A machine's hardware where this version has templates for it, else its processors."""
+    return "cpu" if why_not("hardware", hardware, {}, catalog) else hardware
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}

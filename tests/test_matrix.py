@@ -24,7 +24,10 @@ RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#!|\0|jinja|scaffold", re.I
 
 # Words that speak of one choice, and the choice. A project may hold a word only if it was made.
 WORDS = {
-    r"\bddp\b|ddp_|DistributedDataParallel|torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp"),
+    r"\bddp\b|ddp_|DistributedDataParallel|torchrun|\brank\b|ranks|\bdist\.|processes do": (
+        "distributed",
+        "ddp",
+    ),
     r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
     r"\bxla|\btpu": ("hardware", "tpu"),
     r"fsdp|fully_shard": ("distributed", "fsdp"),

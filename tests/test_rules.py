@@ -88,11 +88,11 @@ def test_values_named_by_rules_exist(rule: Rule, catalog: Catalog) -> None:
 
 
 def test_messages_say_what_would_work(catalog: Catalog) -> None:
-    with pytest.raises(RequestError, match="fp16.*tpu.*bfloat16.*precision=bf16"):
+    with pytest.raises(RequestError, match=r"fp16.*tpu.*bfloat16.*precision=bf16"):
         complete({"hardware": "tpu", "precision": "fp16"}, catalog)
-    with pytest.raises(RequestError, match="ddp.*tpu.*distributed=spmd"):
+    with pytest.raises(RequestError, match=r"ddp.*tpu.*distributed=spmd"):
         complete({"hardware": "tpu", "distributed": "ddp", "precision": "bf16"}, catalog)
-    with pytest.raises(RequestError, match="spmd.*cpu.*distributed=ddp"):
+    with pytest.raises(RequestError, match=r"spmd.*cpu.*distributed=ddp"):
         complete({"distributed": "spmd"}, catalog)
     with pytest.raises(RequestError, match="did you mean 'tabular'"):
         complete({"task": "tabula"}, catalog)

@@ -1,0 +1,118 @@
+"""What the commands say: choices, trees and the line that recreates a project, as text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scaffold.axes import AXES, BY_KEY
+from scaffold.catalog import Catalog
+from scaffold.rules import Rule, all_rules
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """The other half of a rule, seen from one value."""
+
+    when: dict[str, list[str]]
+    because: str
+    choose: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value of an axis; `tasks` are those that offer it, empty for all."""
+
+    help: str
+    tasks: list[str]
+    excludes: list[Exclusion]
+
+
+Choices = dict[str, dict[str, Choice]]
+
+
+def choices(catalog: Catalog, keys: list[str]) -> Choices:
+    """list name -> value -> what there is to say about it."""
+    rules = all_rules(catalog)
+    return {
+        BY_KEY[key].plural: {
+            value: Choice(text, tasks_with(catalog, key, value), exclusions(rules, key, value))
+            for value, text in catalog.values(key).items()
+        }
+        for key in keys
+    }
+
+
+def exclusions(rules: tuple[Rule, ...], key: str, value: str) -> list[Exclusion]:
+    if key == "task":  # a task excludes nothing by itself: its data and features do
+        return []
+    found = [rule for rule in rules if value in rule.when.get(key, ())]
+    return [
+        Exclusion(
+            {other: list(values) for other, values in rule.when.items() if other not in (key, "task")},
+            rule.because,
+            rule.choose,
+        )
+        for rule in found
+    ]
+
+
+def tasks_with(catalog: Catalog, key: str, value: str) -> list[str]:
+    if key not in ("data", "with"):
+        return []
+    offering = [name for name in catalog.tasks if value in catalog.values(key, name)]
+    return [] if len(offering) == len(catalog.tasks) else offering
+
+
+def as_plain(found: Choices) -> dict[str, Any]:
+    return {name: {value: asdict(choice) for value, choice in rows.items()} for name, rows in found.items()}
+
+
+def choice_lines(found: Choices) -> Iterator[str]:
+    for number, (title, rows) in enumerate(found.items()):
+        if number:
+            yield ""
+        yield title
+        for value, choice in rows.items():
+            only = f" ({', '.join(choice.tasks)})" if choice.tasks else ""
+            yield f"  {value:<22} {choice.help}{only}"
+            for exclusion in choice.excludes:
+                yield f"  {'':<24} {exclusion_text(exclusion)}"
+
+
+def exclusion_text(exclusion: Exclusion) -> str:
+    others = ", ".join(f"{key}={'|'.join(values)}" for key, values in exclusion.when.items())
+    where = f"not with {others}: " if others else ""
+    return f"{where}{exclusion.because}; choose {exclusion.choose}"
+
+
+def show(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else ",".join(value) or "none"
+
+
+def assumed(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The answers that were not given, on one line."""
+    return ", ".join(f"{key}={show(value)}" for key, value in values.items() if key not in given)
+
+
+def recreate(values: Mapping[str, Any]) -> str:
+    """One line that writes the same project."""
+    words = ["scaffold", "new", values["name"]]
+    for axis in AXES:
+        value = values[axis.key]
+        for item in value if axis.many else [value]:
+            words += [f"--{axis.key}", item]
+    return shlex.join([*words, "--yes"])
+
+
+def tree_lines(paths: list[str]) -> Iterator[str]:
+    """The files as people list them, folders where their files are."""
+    seen: set[str] = set()
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        if folder and folder not in seen:
+            seen.add(folder)
+            yield f"  {folder}/"
+        yield ("    " if folder else "  ") + file
