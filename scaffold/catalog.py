@@ -6,7 +6,6 @@ the entry point group `scaffold.plugins`: each entry names a module whose folder
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,17 +24,6 @@ def templates_folder() -> Path:
     """Inside the package in a wheel, beside it in a checkout."""
     packaged = Path(__file__).parent / "templates"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "templates"
-
-
-def cache_folder() -> Path | None:
-    """Where compiled templates are kept between commands; None where nothing can be written."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "scaffold" / "templates"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def new(
         if cookiecutter:
             from scaffold.house import furnish
 
-            tree = furnish(tree, cookiecutter, answers.name, trust)
+            tree = furnish(tree, cookiecutter, answers.name, trust, ask=interactive)
         if dry_run:
             check_target(target, tree, force)
         else:

@@ -9,7 +9,7 @@ from scaffold.errors import RequestError
 from scaffold.render import Tree
 
 
-def furnish(tree: Tree, template: str, name: str, trust: bool) -> Tree:
+def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> Tree:
     """The house's files and ours; where both want the same one, the user has to say which.
 
     `template` is whatever cookiecutter takes: a folder, a zip, a git address, `gh:lab/house`.
@@ -21,7 +21,7 @@ def furnish(tree: Tree, template: str, name: str, trust: bool) -> Tree:
         try:
             place = cookiecutter(
                 template,
-                no_input=True,
+                no_input=not ask,
                 extra_context={"project_name": name, "project_slug": name, "repo_name": name},
                 output_dir=folder,
                 accept_hooks=trust,

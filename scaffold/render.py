@@ -8,17 +8,20 @@ line goes when the text is empty.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from symtable import SymbolTable, symtable
 from typing import Any
+from zlib import crc32
 
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 from jinja2.ext import Extension
 
-from scaffold.catalog import Catalog, cache_folder
+from scaffold.catalog import Catalog
 from scaffold.plan import Plan
 
 Tree = dict[str, str]
@@ -58,6 +61,17 @@ def guard(condition: str, body: object) -> str:
     """`body` under `if condition:`; bare when the condition is empty, nothing when the body is."""
     text = slot(body, 4 if condition else 0)
     return text if text == GONE or not condition else f"if {condition}:\n{text}"
+
+
+def cache_folder() -> Path | None:
+    """Where compiled templates wait for the next command, one folder per version of this file."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "scaffold" / f"templates-{crc32(Path(__file__).read_bytes()):08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def environment(catalog: Catalog) -> Environment:

@@ -84,7 +84,7 @@ def choice_lines(found: Choices) -> Iterator[str]:
 
 def exclusion_text(exclusion: Exclusion) -> str:
     others = ", ".join(f"{key}={'|'.join(values)}" for key, values in exclusion.when.items())
-    where = f"not with {others}: " if others else ""
+    where = f"excludes {others}: " if others else ""
     return f"{where}{exclusion.because}; choose {exclusion.choose}"
 
 

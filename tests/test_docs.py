@@ -1,0 +1,73 @@
+"""What the documentation says is what the program does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scaffold.axes import AXES
+from scaffold.catalog import Catalog, load_catalog
+from scaffold.report import choices, exclusion_text
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPTIONS = ROOT / "docs" / "options.md"
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def options_page(catalog: Catalog) -> str:
+    return "\n".join(option_lines(catalog)) + "\n"
+
+
+def option_lines(catalog: Catalog) -> Iterator[str]:
+    yield "# Options"
+    yield ""
+    yield "Every question is a flag of `scaffold new`, a key of an answers file and a `key=value` of `scaffold diff`. This page"
+    yield "is made from the tables that the program reads; `scaffold list` prints them too."
+    for axis in AXES:
+        yield ""
+        yield f"## {axis.key}"
+        yield ""
+        yield f"{axis.question} `--{axis.key}{' …` any number of times.' if axis.many else '`, one of:'}"
+        yield ""
+        yield "| value | what | excludes |"
+        yield "| --- | --- | --- |"
+        for value, choice in choices(catalog, [axis.key])[axis.plural].items():
+            only = f" (only {', '.join(choice.tasks)})" if choice.tasks else ""
+            notes = "<br>".join(
+                exclusion_text(e).removeprefix("excludes ").replace("|", " or ") for e in choice.excludes
+            )
+            yield f"| `{value}` | {choice.help}{only} | {notes} |"
+
+
+def test_options_page(accept: bool) -> None:
+    page = options_page(load_catalog())
+    if accept:
+        OPTIONS.write_text(page, encoding="utf-8")
+    assert OPTIONS.read_text(encoding="utf-8") == page
+
+
+def test_quick_start_is_two_one_line_commands() -> None:
+    section = README.split("## Quick start")[1].split("\n## ")[0]
+    commands = blocks(section)
+    assert len(commands) == 2
+    assert all(len(command.splitlines()) == 1 for command in commands)
+
+
+def test_loop_in_the_readme_is_the_generated_one() -> None:
+    train = (ROOT / "golden/image-classification/base/train.py").read_text(encoding="utf-8")
+    loops = [block for block in blocks(README) if "while step < last_step" in block]
+    assert len(loops) == 1
+    assert loops[0] in train
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
