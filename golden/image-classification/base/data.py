@@ -48,7 +48,12 @@ def augment(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return F.pad(image, [MAX_SHIFT] * 4)[:, top : top + height, left : left + width]
 
 
-def shuffled_batches(num_examples: int, batch_size: int, seed: int, first: int) -> Iterator[np.ndarray]:
+def shuffled_batches(
+    num_examples: int,
+    batch_size: int,
+    seed: int,
+    first: int,
+) -> Iterator[np.ndarray]:
     """Yield the training batches from number `first` on, without end, as arrays of draws.
 
     Draw d is example d % num_examples in epoch d // num_examples, and every epoch is a new permutation.

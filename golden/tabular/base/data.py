@@ -65,7 +65,12 @@ def encode(column: pd.Series, known: list[str]) -> np.ndarray:
     return pd.Categorical(column.astype(str).where(column.notna()), categories=known).codes + 1
 
 
-def shuffled_batches(num_examples: int, batch_size: int, seed: int, first: int) -> Iterator[np.ndarray]:
+def shuffled_batches(
+    num_examples: int,
+    batch_size: int,
+    seed: int,
+    first: int,
+) -> Iterator[np.ndarray]:
     """Yield the training batches from number `first` on, without end, as arrays of draws.
 
     Draw d is example d % num_examples in epoch d // num_examples, and every epoch is a new permutation.
