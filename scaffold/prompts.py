@@ -155,26 +155,23 @@ def ask_many(
 ) -> tuple[str, ...] | Back:
     """Any number of values; those answered before and those that have to be there are ticked."""
     reasons = exclusions(axis, chosen, catalog)
-    ticked = {
-        *(default(axis.key, chosen) if before is None else before),
-        *required(axis.key, chosen, catalog),
-    }
-
-    def complaint(items: list[str]) -> bool | str:
-        rule = broken({**as_tuples(chosen), axis.key: tuple(items)}, catalog)
-        return True if rule is None else f"{rule.because}; choose {rule.choose}"
-
-    question = questionary.checkbox(
-        axis.question,
-        lines(axis, chosen, reasons, ticked, catalog, can_go_back),
-        validate=complaint,
-        instruction=f"({KEYS_MANY})",
-    )
-    answer: list[str] | Back = run(question, can_go_back)
-    if isinstance(answer, Back):
-        return answer
-    settle(axis.question, ", ".join(answer) or "none")
-    return tuple(answer)
+    needed = required(axis.key, chosen, catalog)
+    ticked = default(axis.key, chosen) if before is None else before
+    while True:
+        question = questionary.checkbox(
+            axis.question,
+            lines(axis, chosen, reasons, (*ticked, *needed), catalog, can_go_back),
+            instruction=f"({KEYS_MANY})",
+        )
+        answer: list[str] | Back = run(question, can_go_back)
+        if isinstance(answer, Back):
+            return answer
+        ticked = tuple(answer)
+        if rule := broken({**as_tuples(chosen), axis.key: ticked}, catalog):
+            questionary.print(f"  {rule.because}; choose {rule.choose}")
+            continue
+        settle(axis.question, ", ".join(ticked) or "none")
+        return ticked
 
 
 def ask_name(suggested: str, typed: str, can_go_back: bool) -> str | Back:

@@ -1,8 +1,19 @@
-"""Options and fixtures that several test files share."""
+"""Options, fixtures and helpers that several test files share."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+COMMAND = [sys.executable, "-m", "scaffold"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,3 +23,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def accept(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--accept"))
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, and what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user of this machine who has nothing set up."""
+    passed = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if key in os.environ}
+    return passed | {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "LC_ALL": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The folder that commands run in, empty."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run(env: dict[str, str], place: Path) -> Run:
+    """Run scaffold as a process of its own, without a terminal."""
+
+    def run_scaffold(*args: object, cwd: Path = place, **options: object) -> subprocess.CompletedProcess[str]:
+        settings = {"input": "", "timeout": 60, "env": env, "command": COMMAND} | options
+        command = [*settings.pop("command"), *map(str, args)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **settings)
+
+    return run_scaffold
