@@ -45,9 +45,11 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def is_intact(path: Path) -> bool:
+    """Check the archive's own checksums: torch.save writes them, torch.load ignores them."""
     try:
-        return zipfile.ZipFile(path).testzip() is None  # torch.save writes checksums, torch.load ignores them
-    except (zipfile.BadZipFile, OSError):
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # damage shows in as many ways as there are bytes
         return False
 
 
