@@ -1,0 +1,412 @@
+"""Generated projects as real folders and real processes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from scaffold.catalog import Catalog, load_catalog
+from scaffold.plan import make_plan
+from scaffold.project import with_manifest, write
+from scaffold.render import Renderer
+from scaffold.rules import complete
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+
+# A process that has torch imported already. Each job is forked from it, with files for its output, and is from
+# there on what `python train.py` is: its exit code and its last words are the interpreter's own.
+SERVER = """
+import gc, json, os, runpy, sys
+import numpy, pandas, sklearn.datasets, PIL.Image, torch, torch.distributed, torch.utils.data, tqdm
+import torch._dynamo, torch.utils.tensorboard
+torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True).step()
+gc.freeze()
+print("ready", flush=True)
+mine = None
+for line in sys.stdin:
+    pids = []
+    for job in json.loads(line):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            mine = job
+            break
+    if mine:
+        break
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+if mine:
+    os.setsid()
+    for number, name in enumerate([os.devnull, mine["out"], mine["err"]]):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY
+        os.dup2(os.open(name, flags), number)
+    os.chdir(mine["project"])
+    os.environ.update(mine["env"])
+    sys.argv, sys.path[0] = mine["argv"], mine["project"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@cache
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@cache
+def renderer() -> Renderer:
+    return Renderer(catalog())
+
+
+def render(folder: Path, **given: Any) -> Path:
+    """Write a project into `folder`; keys are the axis keys, `features` for `with`."""
+    if "features" in given:
+        given["with"] = given.pop("features")
+    answers = complete({"name": "demo", "hardware": "cpu"} | given, catalog())
+    write(with_manifest(renderer().tree(make_plan(answers, catalog())), answers), folder)
+    return folder
+
+
+def edit(path: Path, old: str, new: str, count: int = 1) -> None:
+    """Replace text that must be there exactly `count` times."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == count, f"{path} holds {old!r} {text.count(old)} times, not {count}"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The last line on standard error."""
+        return self.err.strip().rpartition("\n")[2]
+
+
+class Server:
+    """Runs train.py in forked processes: one job at a time, of one process or of several ranks."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env=os.environ | ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pids: list[int] = []
+        self.line(60)
+
+    def line(self, timeout: float) -> str:
+        assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise TimeoutError(f"no answer within {timeout} s")
+        return self.process.stdout.readline()
+
+    def start(
+        self,
+        project: Path,
+        *options: object,
+        ranks: int = 0,
+        env: dict[str, str] | None = None,
+        err: str | None = None,
+    ) -> list[int]:
+        """Start the program, its output in files (`err` may be a terminal); the process ids."""
+        jobs = [
+            {
+                "project": str(project),
+                "argv": ["train.py", *map(str, options)],
+                "env": (env or {}) | variables,
+                "out": f"{self.folder.name}/out{number}",
+                "err": err or f"{self.folder.name}/err{number}",
+            }
+            for number, variables in enumerate(rank_variables(ranks) if ranks else [{}])
+        ]
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(jobs) + "\n")
+        self.process.stdin.flush()
+        self.pids = json.loads(self.line(20))
+        return self.pids
+
+    def wait(self, timeout: float = 120) -> list[Result]:
+        """The end of every process; what they started and left behind is ended too."""
+        try:
+            codes = json.loads(self.line(timeout))
+        except TimeoutError:
+            self.kill()
+            self.line(20)
+            raise
+        return [
+            Result(code, *(Path(self.folder.name, f"{name}{number}").read_text() for name in ("out", "err")))
+            for number, code in enumerate(codes)
+        ]
+
+    def kill(self) -> None:
+        for pid in self.pids:
+            kill_tree(pid)
+
+
+def rank_variables(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+@cache
+def server() -> Server:
+    return Server()
+
+
+def train_ranks(
+    project: Path,
+    *options: object,
+    ranks: int = 2,
+    timeout: float = 120,
+    env: dict[str, str] | None = None,
+    check: bool = True,
+) -> list[Result]:
+    """Run train.py to its end in several processes that know each other, as torchrun starts them."""
+    server().start(project, *options, ranks=ranks, env=env)
+    results = server().wait(timeout)
+    for result in results:
+        assert not check or result.code == 0, result.err
+    return results
+
+
+def train(
+    project: Path,
+    *options: object,
+    timeout: float = 120,
+    env: dict[str, str] | None = None,
+    check: bool = True,
+) -> Result:
+    """Run train.py to its end in one process."""
+    return train_ranks(project, *options, ranks=0, timeout=timeout, env=env, check=check)[0]
+
+
+def python(*words: object) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def torchrun(*words: object, processes: int = 2) -> list[str]:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes)
+    return python(*launch, *words)
+
+
+@contextmanager
+def started(
+    project: Path, command: list[str], env: dict[str, str] | None = None, **streams: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process of which, and of whose children, nothing is left afterwards."""
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        env=os.environ | ENVIRONMENT | (env or {}),
+        text=True,
+        start_new_session=True,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
+    )
+    try:
+        yield process
+    finally:
+        kill_tree(process.pid)
+        process.wait(30)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def run(
+    project: Path,
+    command: list[str],
+    timeout: float = 180,
+    env: dict[str, str] | None = None,
+    check: bool = True,
+) -> Result:
+    with started(project, command, env) as process:
+        out, err = process.communicate(timeout=timeout)
+    assert not check or process.returncode == 0, err
+    return Result(process.returncode, out, err)
+
+
+def drive(project: Path, source: str, *arguments: object, timeout: float = 180) -> str:
+    """Run a script of ours that imports the project's modules; what it prints."""
+    return run(project, python("-c", source, *arguments), timeout).out
+
+
+def kill_tree(pid: int) -> None:
+    """Kill -9 for a process and all that it started, whatever sessions they made."""
+    for victim in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`, parents first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:
+        found += children.get(child, [])
+    return found
+
+
+def until(condition: Callable[[], Any], timeout: float = 60, every: float = 0.005) -> Any:
+    """Wait for something to become true, and return it."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(every)
+    return value
+
+
+def metrics(output_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(output_dir: Path, key: str) -> dict[int, float]:
+    """step -> value of one metric."""
+    return {int(row["step"]): row[key] for row in metrics(output_dir) if key in row}
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The step checkpoints, oldest first."""
+    return sorted((output_dir / "checkpoints").glob("step-*.pt"))
+
+
+def load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as one flat dict."""
+    if not isinstance(value, dict | list | tuple):
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, part in items for name, leaf in leaves(part, f"{prefix}/{key}").items()}
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Are two checkpoints (or parts of them) equal to the last bit?"""
+    left, right = leaves(one), leaves(other)
+    return left.keys() == right.keys() and all(
+        torch.equal(leaf, right[key]) if isinstance(leaf, torch.Tensor) else leaf == right[key]
+        for key, leaf in left.items()
+    )
+
+
+def same_run(one: Path, other: Path) -> bool:
+    """Are the records and the last checkpoints of two runs equal to the last bit?"""
+    records = [(place / "metrics.jsonl").read_bytes() for place in (one, other)]
+    newest = [checkpoints(place)[-1] for place in (one, other)]
+    names = [path.name for path in newest]
+    return records[0] == records[1] and names[0] == names[1] and same_bits(*map(load, newest))
+
+
+def all_finite(path: Path) -> bool:
+    found = leaves(load(path)).values()
+    return all(bool(leaf.isfinite().all()) for leaf in found if isinstance(leaf, torch.Tensor))
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...] = ("cats", "dogs"), number: int = 20) -> Path:
+    """A folder of pictures per class."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(number):
+            pixels = rng.integers(0, 256, size=(40, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
+    return folder
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+def write_idx(folder: Path) -> Path:
+    """The four files of MNIST and its like."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name, size in (("train", 96), ("t10k", 24)):
+        images, labels = rng.integers(0, 256, size=(size, 28, 28)), rng.integers(0, 10, size=size)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+    return folder
+
+
+def write_cifar(folder: Path) -> Path:
+    """The binary version's files."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        labels, pixels = rng.integers(0, 10, size=(20, 1)), rng.integers(0, 256, size=(20, 3072))
+        np.hstack([labels, pixels]).astype(np.uint8).tofile(folder / f"{name}.bin")
+    return folder
+
+
+def table(regression: bool = False, rows: int = 60) -> pd.DataFrame:
+    """Numbers and words, both with gaps, and a target."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"height": rng.normal(size=rows), "colour": rng.choice(["red", "green"], size=rows)})
+    frame["target"] = rng.normal(size=rows) if regression else rng.choice(["yes", "no"], size=rows)
+    frame.loc[::7, "height"] = frame.loc[::5, "colour"] = None
+    return frame
+
+
+def write_data(folder: Path, task: str, data: str, regression: bool = False) -> list[str]:
+    """A small set in the real format of a data source; the options that name it."""
+    rng = np.random.default_rng(0)
+    place = folder / "data"
+    if data == "sample":
+        return []
+    if data == "files" and task == "tabular":
+        place = folder / "table.csv"
+        table(regression).to_csv(place, index=False)
+    elif data == "files":
+        write_pictures(place)
+    elif data == "imagenet":
+        write_pictures(place / "train")
+        write_pictures(place / "val", number=5)
+    elif data == "cifar10":
+        write_cifar(place)
+    elif data == "adult":
+        place = folder / "adult.data"
+        job = "?, 1, HS-grad, 9, Divorced, Sales, Unmarried, Other, Male, 0, 0, 40, ?"
+        incomes = rng.choice(["<=50K", ">50K"], size=60)
+        place.write_text("\n".join(f"{age}, {job}, {income}" for age, income in enumerate(incomes)))
+    elif data == "wine-quality":
+        place = folder / "wine.csv"
+        frame = pd.DataFrame({"alcohol": rng.normal(10, 1, size=60), "quality": rng.integers(3, 9, size=60)})
+        frame.to_csv(place, sep=";", index=False)
+    else:
+        write_idx(place)
+    return ["--data", str(place)]
