@@ -34,9 +34,9 @@ def files_under(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a user of this machine who has nothing set up."""
+    """The environment of a user of this machine who has nothing set up; its cache of templates is shared."""
     passed = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if key in os.environ}
     return passed | {
         "HOME": str(tmp_path_factory.mktemp("home")),
@@ -60,8 +60,8 @@ def run(env: dict[str, str], place: Path) -> Run:
     """Run scaffold as a process of its own, without a terminal."""
 
     def run_scaffold(*args: object, cwd: Path = place, **options: object) -> subprocess.CompletedProcess[str]:
-        settings = {"input": "", "timeout": 60, "env": env, "command": COMMAND} | options
+        settings = {"input": "", "text": True, "timeout": 60, "env": env, "command": COMMAND} | options
         command = [*settings.pop("command"), *map(str, args)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **settings)
+        return subprocess.run(command, cwd=cwd, capture_output=True, **settings)
 
     return run_scaffold
