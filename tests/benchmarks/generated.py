@@ -8,12 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 from torch import nn
+from workloads import LEARNING_RATE, LOG_EVERY, WEIGHT_DECAY, Tensors, Workload
 
 from scaffold.catalog import load_catalog
 from scaffold.plan import make_plan
 from scaffold.render import Renderer
 from scaffold.rules import complete
-from workloads import LEARNING_RATE, LOG_EVERY, WEIGHT_DECAY, Tensors, Workload
 
 ROWS = """
 class Rows(Dataset):

@@ -6,7 +6,6 @@ All evaluate one held-out batch after every epoch, so that they do the same work
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
 from workloads import LEARNING_RATE, LOG_EVERY, WEIGHT_DECAY, Tensors, Workload, loss_fn
 
 

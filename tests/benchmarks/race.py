@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import nn
-
 import generated
 import loops
+import torch
+from torch import nn
 from workloads import WORKLOADS, Tensors, Timed, Workload, loss_fn
 
 Loop = Callable[[Workload, Tensors, Tensors], nn.Module]

@@ -2,9 +2,9 @@
 
 | name | model                                                     | batch | steps an epoch | epochs |
 | ---- | --------------------------------------------------------- | ----- | -------------- | ------ |
-| mlp  | 32-64-64-10                                               | 64    | 100            | 12     |
+| mlp  | 32-64-64-10                                               | 64    | 100            | 30     |
 | cnn  | two 3x3 convolutions with batch norm, 32x32 images        | 32    | 16             | 12     |
-| gpt  | two layers, width 128, four heads, 64 tokens              | 8     | 16             | 6      |
+| gpt  | two layers, width 128, four heads, 64 tokens              | 8     | 16             | 12     |
 """
 
 import math
@@ -47,7 +47,12 @@ class CNN(Timed):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in ((3, 16), (16, 32)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 8 * 8, 10))
 
 
@@ -127,7 +132,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "mlp": Workload("mlp", MLP, lambda n, seed: labelled(n, (32,), seed), 64, 100, 12),
+    "mlp": Workload("mlp", MLP, lambda n, seed: labelled(n, (32,), seed), 64, 100, 30),
     "cnn": Workload("cnn", CNN, lambda n, seed: labelled(n, (3, 32, 32), seed), 32, 16, 12, images=True),
-    "gpt": Workload("gpt", GPT, token_walks, 8, 16, 6),
+    "gpt": Workload("gpt", GPT, token_walks, 8, 16, 12),
 }
