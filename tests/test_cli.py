@@ -576,6 +576,27 @@ def test_control_c_while_writing_leaves_nothing(
     assert snapshot(place) == {}
 
 
+def test_a_killed_process_leaves_no_half_project(run: Run, place: Path) -> None:
+    code = """
+import itertools, os, signal
+from pathlib import Path
+from scaffold.cli import app
+
+real, calls = Path.write_text, itertools.count(1)
+
+def write_text(path, *args, **options):
+    if next(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, *args, **options)
+
+Path.write_text = write_text
+app(["new", "demo", "--yes"])
+"""
+    assert run("-c", code, command=[sys.executable]).returncode == -9
+    assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == []
+    assert run("new", "demo", "--yes").returncode == 0
+
+
 def test_the_second_of_two_at_once_does_not_mix_in(
     invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

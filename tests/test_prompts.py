@@ -482,11 +482,43 @@ def test_a_terminal_is_not_asked_when_told_so(start: Start, place: Path, flag: s
     assert (place / "demo" / "train.py").is_file()
 
 
+ALL_GIVEN = (
+    *("demo", "--task", "tabular", "--data", "sample", "--hardware", "cpu", "--precision", "fp32"),
+    *("--distributed", "none", "--logger", "none", "--with", "none"),
+)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A house template with a question of its own."""
+    folder = tmp_path / "house"
+    (folder / "{{ cookiecutter.project_slug }}").mkdir(parents=True)
+    (folder / "cookiecutter.json").write_text('{"project_slug": "nameless", "lab": "Curie"}')
+    (folder / "{{ cookiecutter.project_slug }}" / "LAB").write_text("{{ cookiecutter.lab }}")
+    return folder
+
+
+def test_a_house_template_asks_its_own_questions(start: Start, place: Path, house: Path) -> None:
+    terminal = start(*ALL_GIVEN, "--cookiecutter", str(house))
+    terminal.see("project_slug (demo): ")
+    terminal.press(ENTER)
+    terminal.see("lab (Curie): ")
+    terminal.press("Meitner", ENTER)
+    assert terminal.end() == 0
+    assert (place / "demo" / "LAB").read_text() == "Meitner"
+    assert (place / "demo" / "train.py").is_file()
+
+
+def test_control_c_among_the_questions_of_a_house_template(start: Start, place: Path, house: Path) -> None:
+    terminal = start(*ALL_GIVEN, "--cookiecutter", str(house))
+    terminal.see("project_slug (demo): ")
+    terminal.press(CTRL_C)
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown and list(place.iterdir()) == []
+
+
 def test_nothing_is_asked_when_all_is_given(start: Start, place: Path) -> None:
-    terminal = start(
-        *("demo", "--task", "tabular", "--data", "sample", "--hardware", "cpu", "--precision", "fp32"),
-        *("--distributed", "none", "--logger", "none", "--with", "none"),
-    )
+    terminal = start(*ALL_GIVEN)
     assert terminal.end() == 0
     assert not any(question in terminal.shown for question in QUESTIONS)
     assert (place / "demo" / "train.py").is_file()
