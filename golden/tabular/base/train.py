@@ -62,6 +62,10 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
+def ignore_sigterm(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when all get it, only the main process acts on it
+
+
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     numeric, categorical, target = (tensor.to(device, non_blocking=True) for tensor in batch)
     return F.cross_entropy(model(numeric, categorical), target)
@@ -103,7 +107,12 @@ def main(args: argparse.Namespace) -> None:
     step, best = saved.get("step", 0), saved.get("best", -math.inf)
 
     order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
-    loader = partial(DataLoader, batch_size=None, num_workers=args.workers)
+    loader = partial(
+        DataLoader,
+        batch_size=None,  # the sets hand out whole batches
+        num_workers=args.workers,
+        worker_init_fn=ignore_sigterm,
+    )
     batches = iter(loader(train_set, sampler=order))
     val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
     metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
