@@ -61,7 +61,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     call(sys.executable, "-m", "venv", "--without-pip", venv)
     python = venv / "bin" / "python"
     call(*PIP, "--python", python, "install", "--constraint", "constraints.txt", wheel)
-    package = Path(call(python, "-P", "-c", "import scaffold; print(scaffold.__path__[0])", cwd=venv).strip())
+    package = Path(call(python, "-I", "-c", "import scaffold; print(scaffold.__path__[0])", cwd=venv).strip())
     assert venv in package.parents
     return Installed(python, venv / "bin" / "scaffold", package)
 
