@@ -96,9 +96,7 @@ def parse_words(words: Iterable[str], base: Mapping[str, Any]) -> dict[str, Any]
         sign = key[-1:] if key[-1:] in ("+", "-") else ""
         key = key.removesuffix(sign) if sign else key
         if not equals or key not in BY_KEY:
-            raise RequestError(
-                f"{word!r} is not key=value with a key from {', '.join(BY_KEY)}"
-            )
+            raise RequestError(f"{word!r} is not key=value with a key from {', '.join(BY_KEY)}")
         if not BY_KEY[key].many:
             if sign:
                 raise RequestError(f"{word!r}: {key} takes one value, write {key}={value}")

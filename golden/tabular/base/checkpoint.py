@@ -14,7 +14,7 @@ KEEP = 2  # step checkpoints; best.pt stays beside them
 
 
 def check_parameters(model: nn.Module, step: int) -> None:
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+    if not nn.utils.get_total_norm(model.parameters()).isfinite():
         sys.exit(f"step {step}: parameters are not finite, nothing saved; a lower --lr may help")
 
 

@@ -56,9 +56,10 @@ class Table(Dataset):
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, draws: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, draws: np.ndarray) -> tuple[torch.Tensor, ...]:
         index = torch.from_numpy(draws % len(self))
-        return self.numeric[index], self.categorical[index], self.target[index]
+        columns = self.numeric, self.categorical, self.target
+        return tuple(column.index_select(0, index) for column in columns)
 
 
 def encode(column: pd.Series, known: list[str]) -> np.ndarray:

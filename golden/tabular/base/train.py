@@ -113,7 +113,8 @@ def main(args: argparse.Namespace) -> None:
         num_workers=args.workers,
         worker_init_fn=ignore_sigterm,
     )
-    batches = iter(loader(train_set, sampler=order))
+    # without workers a loader would only add to each step
+    batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
     val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
     metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
     write_run(args.output_dir / "run.json", vars(args), device)
@@ -135,7 +136,7 @@ def main(args: argparse.Namespace) -> None:
         progress.update()
 
         metrics = {}
-        if step < args.log_every or step % args.log_every == 0:  # and the first steps, where runs go wrong
+        if step < 10 or step % args.log_every == 0:  # the first steps are where runs go wrong
             metrics |= {"train/loss": loss.item(), "train/lr": lr}
         if step in epoch_ends:
             metrics |= evaluate(model, val_loader, device)
