@@ -49,8 +49,10 @@ class Answers:
         return replace(self, **fields)
 
 
-def from_dict(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def from_dict(values: Any, origin: str) -> dict[str, Any]:
     """Check the shape of answers from outside; lists become tuples, a lone string for a list is welcome."""
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{origin}: the answers must be key = value, not {values!r}")
     known = ["name", *BY_KEY]
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -81,8 +83,11 @@ def several(key: str, items: Iterable[str]) -> tuple[str, ...]:
 
 def parse_text(text: str, origin: str) -> dict[str, Any]:
     """Answers in JSON or TOML, whichever the text is."""
+    text = text.removeprefix("\ufeff")  # some editors mark UTF-8 so
     try:
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except RecursionError:
+        raise RequestError(f"{origin} is nested too deep: answers are key = value") from None
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{origin} is neither JSON nor TOML: {error}") from None
     return from_dict(values, origin)

@@ -41,7 +41,8 @@ def completer(key: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]
     def complete_values(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         from scaffold.catalog import load_catalog
 
-        values = load_catalog().values(key, ctx.params.get("task"))
+        known, task = load_catalog(), ctx.params.get("task")
+        values = known.values(key, task if task in known.tasks else None)
         return [(name, text) for name, text in values.items() if name.startswith(incomplete)]
 
     return complete_values
@@ -162,14 +163,15 @@ def new(
         plan = make_plan(answers, catalog)
         tree = with_manifest(Renderer(catalog).tree(plan), answers)
         target = output_dir / answers.name
-        if cookiecutter:
+        scripts: set[str] = set()
+        if cookiecutter is not None:
             from scaffold.house import furnish
 
-            tree = furnish(tree, cookiecutter, answers.name, trust, ask=interactive)
+            tree, scripts = furnish(tree, cookiecutter, answers.name, trust, ask=interactive)
         if dry_run:
             check_target(target, tree, force)
         else:
-            write(tree, target, force)
+            write(tree, target, force, scripts)
     values = answers.to_dict()
     if as_json:
         report = {"path": str(target), "written": not dry_run, "answers": values, "files": sorted(tree)}
@@ -182,7 +184,7 @@ def new(
     typer.echo(
         f"\nnext:\n  cd {shlex.quote(str(target))}\n  pip install -e '.[dev]'\n  {plan.facts['launch']}"
     )
-    typer.echo(f"\nthe same again:\n  {recreate(values)}")
+    typer.echo(f"\nthe same again:\n  {recreate(values, cookiecutter, trust)}")
 
 
 @app.command("list")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,14 +11,14 @@ from scaffold.errors import RequestError
 from scaffold.render import Tree
 
 
-def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> Tree:
-    """The house's files and ours; where both want the same one, the user has to say which.
+def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> tuple[Tree, set[str]]:
+    """The house's files and ours, and which are scripts; where both want one path, the user has to choose.
 
     `template` is whatever cookiecutter takes: a folder, a zip, a git address, `gh:lab/house`.
     """
-    from cookiecutter.exceptions import CookiecutterException
     from cookiecutter.main import cookiecutter
 
+    logging.getLogger("cookiecutter").setLevel(logging.CRITICAL)  # the error says it
     with tempfile.TemporaryDirectory() as folder:
         try:
             place = cookiecutter(
@@ -26,22 +28,29 @@ def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> Tre
                 output_dir=folder,
                 accept_hooks=trust,
             )
-        except (CookiecutterException, OSError, ValueError) as error:
+        except Exception as error:  # what a template of theirs, git or a hook raises is not ours to know
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RequestError(f"the house template {template} cannot be rendered: {line}") from None
-        house = {}
+        house, scripts = {}, set()
         for path in sorted(Path(place).rglob("*")):
             if path.is_file():
                 try:
-                    house[path.relative_to(place).as_posix()] = path.read_text(encoding="utf-8")
+                    house[path.relative_to(place).as_posix()] = path.read_bytes().decode()
                 except UnicodeDecodeError:
                     raise RequestError(
                         f"the house template {template} holds {path.name}, which is not text: leave it out"
                     ) from None
-    both = sorted(set(house) & set(tree))
+                if os.access(path, os.X_OK):
+                    scripts.add(path.relative_to(place).as_posix())
+    both = sorted(wanted(house) & set(tree) | wanted(tree) & set(house))
     if both:
         raise RequestError(
             f"the house template {template} and the project both want {', '.join(both)}: "
             "take them out of the template"
         )
-    return house | tree
+    return house | tree, scripts
+
+
+def wanted(tree: Tree) -> set[str]:
+    """The files of a tree and the folders that they are in."""
+    return {place.as_posix() for path in tree for place in (Path(path), *Path(path).parents)}

@@ -7,10 +7,13 @@ import os
 import shutil
 import tempfile
 import tomllib
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from scaffold import __version__
 from scaffold.answers import Answers, from_dict, to_toml
+from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog
 from scaffold.errors import RequestError
 from scaffold.render import Tree
@@ -32,13 +35,14 @@ def read_answers(folder: Path, catalog: Catalog) -> Answers:
     """What the project in `folder` was written with."""
     path = folder / MANIFEST
     try:
-        manifest = tomllib.loads(path.read_text(encoding="utf-8"))
-        values = manifest["answers"]
+        values = from_dict(tomllib.loads(path.read_text(encoding="utf-8"))["answers"], "its answers")
+        if missing := [key for key in ("name", *BY_KEY) if key not in values]:
+            raise KeyError(missing[0])
+        return complete(values, catalog)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"{folder} is not a scaffold project: it has no {MANIFEST}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+    except (RequestError, OSError, ValueError, KeyError, RecursionError) as error:
         raise RequestError(f"{path} cannot be read ({error}): restore it from version control") from None
-    return complete(from_dict(values, str(path)), catalog)
 
 
 def check_target(target: Path, tree: Tree, force: bool) -> None:
@@ -52,11 +56,15 @@ def check_target(target: Path, tree: Tree, force: bool) -> None:
     for path in tree:
         if (target / path).is_dir():
             raise RequestError(f"{target / path} is a folder where a file should go: move it away")
+        for folder in Path(path).parents:
+            if (target / folder).exists() and not (target / folder).is_dir():
+                raise RequestError(f"{target / folder} is a file where a folder should go: move it away")
 
 
-def write(tree: Tree, target: Path, force: bool = False) -> None:
+def write(tree: Tree, target: Path, force: bool = False, scripts: Collection[str] = ()) -> None:
     """Write to a folder beside the target, then move it into place."""
     check_target(target, tree, force)
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -67,17 +75,47 @@ def write(tree: Tree, target: Path, force: bool = False) -> None:
             file = staged / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8", newline="\n")
+            if path in scripts:
+                file.chmod(0o777 & ~current_umask())
         staged.chmod(0o777 & ~current_umask())
         if target.is_dir() and any(target.iterdir()):
-            for path in tree:
-                (target / path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staged / path, target / path)
+            lay_over(staged, target, tree)
         else:
             os.replace(staged, target)
     except OSError as error:
         raise RequestError(f"cannot write {target}: {error.strerror}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        for folder in missing:  # empty unless the project is there
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def lay_over(staged: Path, target: Path, tree: Tree) -> None:
+    """Move files among others; when one fails, what was there before comes back."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        before = Path(folder)
+        there = [path for path in tree if os.path.lexists(target / path)]
+        for path in there:
+            (before / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(target / path, before / path, follow_symlinks=False)
+        new_folders = [
+            place for path in tree for place in Path(path).parents if not (target / place).exists()
+        ]
+        try:
+            for path in tree:
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staged / path, target / path)
+        except BaseException:
+            for path in tree:
+                if path in there:
+                    os.replace(before / path, target / path)
+                else:
+                    (target / path).unlink(missing_ok=True)
+            for place in new_folders:
+                with suppress(OSError):
+                    (target / place).rmdir()
+            raise
 
 
 def current_umask() -> int:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from symtable import SymbolTable, symtable
@@ -19,6 +20,7 @@ from typing import Any
 from zlib import crc32
 
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
 from jinja2.ext import Extension
 
 from scaffold.catalog import Catalog
@@ -65,20 +67,34 @@ def guard(condition: str, body: object) -> str:
 
 def cache_folder() -> Path | None:
     """Where compiled templates wait for the next command, one folder per version of this file."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "scaffold" / f"templates-{crc32(Path(__file__).read_bytes()):08x}"
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = root / "scaffold" / f"templates-{crc32(Path(__file__).read_bytes()):08x}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+class Cache(FileSystemBytecodeCache):
+    """Compiled templates on disk; one that cannot be read or written is compiled again."""
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        try:
+            super().load_bytecode(bucket)
+        except Exception:  # pickle and marshal raise what they like on a damaged file
+            bucket.reset()
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError):
+            super().dump_bytecode(bucket)
 
 
 def environment(catalog: Catalog) -> Environment:
     cache = cache_folder()
     env = Environment(
         loader=FileSystemLoader(catalog.roots),
-        bytecode_cache=FileSystemBytecodeCache(str(cache)) if cache else None,
+        bytecode_cache=Cache(str(cache)) if cache else None,
         extensions=[SlotLines],
         trim_blocks=True,
         lstrip_blocks=True,

@@ -97,13 +97,15 @@ def assumed(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={show(value)}" for key, value in values.items() if key not in given)
 
 
-def recreate(values: Mapping[str, Any]) -> str:
+def recreate(values: Mapping[str, Any], house: str | None = None, trust: bool = False) -> str:
     """One line that writes the same project."""
     words = ["scaffold", "new", values["name"]]
     for axis in AXES:
         value = values[axis.key]
         for item in value if axis.many else [value]:
             words += [f"--{axis.key}", item]
+    words += ["--cookiecutter", house] if house else []
+    words += ["--trust"] if house and trust else []
     return shlex.join([*words, "--yes"])
 
 
