@@ -15,6 +15,11 @@ class Axis:
     values: dict[str, str] | None = None
 
     @property
+    def noun(self) -> str:
+        """What one value is called in a sentence."""
+        return {"with": "feature"}.get(self.key, self.key)
+
+    @property
     def plural(self) -> str:
         """The name `scaffold list` takes."""
         return {"task": "tasks", "logger": "loggers", "with": "features"}.get(self.key, self.key)

@@ -95,12 +95,12 @@ class Catalog:
         return {axis.plural: axis.key for axis in AXES}
 
 
-def unknown(key: str, value: str, known: list[str]) -> RequestError:
+def unknown(noun: str, value: str, known: list[str]) -> RequestError:
     import difflib
 
     close = difflib.get_close_matches(value, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
-    return RequestError(f"unknown {key} {value!r}: {hint}")
+    return RequestError(f"unknown {noun} {value!r}: {hint}")
 
 
 def read_source(row: dict[str, Any]) -> Source:

@@ -11,12 +11,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from scaffold import __version__
 from scaffold.axes import AXES, BY_KEY
 from scaffold.errors import RequestError
 
+
+class Group(typer.core.TyperGroup):
+    """Says a wrong option in one line, like every other mistake."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        if not options.pop("standalone_mode", True):
+            return super().main(*args, **options | {"standalone_mode": False})
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what click raises for its user has it
+                raise
+            text = error.format_message()
+            typer.echo(text if "\n" in text else f"scaffold: {text}", err=True)
+            sys.exit(2)
+        sys.exit(code or 0)
+
+
 app = typer.Typer(
+    cls=Group,
     help="Write the plain-PyTorch project an expert would have written for exactly your choice.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -149,10 +169,13 @@ def new(
         from scaffold.project import check_target, with_manifest, write
         from scaffold.render import Renderer
         from scaffold.report import assumed, recreate, tree_lines
-        from scaffold.rules import complete, usable_hardware
+        from scaffold.rules import check_name, complete, usable_hardware
 
         catalog = load_catalog()
         given = given_answers(flags, answers_file)
+        if "name" in given:
+            check_name(given["name"])
+            check_target(output_dir / given["name"], {}, force)  # before any question
         interactive = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
         machine = usable_hardware(catalog, quick_hardware())
         if interactive:

@@ -18,7 +18,7 @@ from questionary.prompts.common import InquirerControl
 from scaffold.axes import AXES, BY_KEY, Axis
 from scaffold.catalog import Catalog, unknown
 from scaffold.errors import RequestError
-from scaffold.rules import all_rules, broken, check_name, default, why_not
+from scaffold.rules import all_rules, broken, check_name, default, not_offered, why_not
 
 NAME = "name"
 BACK_LINE = "← back"
@@ -78,8 +78,10 @@ def check_given(given: Mapping[str, Any], catalog: Catalog) -> None:
     for key in given.keys() & BY_KEY.keys():
         known = list(catalog.values(key, given.get("task")))
         for item in as_tuple(given[key]):
+            if item not in known and "task" in given:
+                raise not_offered(BY_KEY[key], item, given["task"], catalog)
             if item not in known:
-                raise unknown(key, item, known)
+                raise unknown(BY_KEY[key].noun, item, known)
     partial = as_tuples(given)
     if rule := broken(partial, catalog):
         raise RequestError(rule.message(partial))
@@ -119,7 +121,7 @@ def lacks(task: str, chosen: Mapping[str, Any], catalog: Catalog) -> str | None:
     for key in ("data", "with"):
         for item in as_tuple(chosen.get(key, ())):
             if item not in catalog.values(key, task):
-                return f"it has no {key} {item}"
+                return f"it has no {BY_KEY[key].noun} {item}"
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaffold.answers import Answers
-from scaffold.axes import AXES, BY_KEY
+from scaffold.axes import AXES, BY_KEY, Axis
 from scaffold.catalog import Catalog, unknown
 from scaffold.errors import RequestError
 
@@ -151,7 +151,7 @@ def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = N
         known = list(catalog.values(axis.key, values["task"]))
         for item in values[axis.key] if axis.many else [values[axis.key]]:
             if item not in known:
-                raise unknown(axis.key, item, known)
+                raise not_offered(axis, item, values["task"], catalog)
         if axis.many:
             values[axis.key] = tuple(item for item in known if item in values[axis.key])
     name = values.pop("name")
@@ -161,6 +161,16 @@ def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = N
         raise RequestError(rule.message(chosen))
     check_name(name)
     return answers
+
+
+def not_offered(axis: Axis, value: str, task: str, catalog: Catalog) -> RequestError:
+    """The mistake of choosing a value that the task does not have."""
+    for other in catalog.tasks:
+        if axis.key in ("data", "with") and value in catalog.values(axis.key, other):
+            return RequestError(
+                f"{axis.noun} {value!r} is not for {task} but for {other}: choose task={other}"
+            )
+    return unknown(axis.noun, value, list(catalog.values(axis.key, task)))
 
 
 def why_not(key: str, value: str, chosen: Mapping[str, Any], catalog: Catalog) -> str | None:

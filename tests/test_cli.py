@@ -282,7 +282,7 @@ def test_version_and_help(run: Run) -> None:
         (("--task", "zzz"), "unknown task 'zzz': choose from "),
         (("--task", "Tabular"), "unknown task 'Tabular': did you mean 'tabular'?"),
         (("--task", "../tabular"), "unknown task '../tabular'"),
-        (("--data", "adult", "--task", "image-classification"), "unknown data 'adult'"),
+        (("--data", "adult", "--task", "image-classification"), "choose task=tabular"),
         (("--data", "minst"), "unknown data 'minst': did you mean 'mnist'?"),
         (("--hardware", "cuda"), "unknown hardware 'cuda'"),
         (("--precision", "float16"), "unknown precision 'float16'"),
@@ -854,7 +854,7 @@ def test_diff_of_what_is_there_already(run: Run) -> None:
         (("with=ema,ema",), "with 'ema' was given twice"),
         (("with=ema", "with+=ema"), "with 'ema' was given twice"),
         (("logger=none,wandb",), "logger 'none' cannot stand beside others"),
-        (("task=tabular", "data=mnist"), "unknown data 'mnist'"),
+        (("task=tabular", "data=mnist"), "choose task=image-classification"),
         (("precision=tf32", "hardware=cpu"), "precision tf32 with hardware cpu is not possible"),
         ((".", "precision=bf16"), ". is not a scaffold project: it has no .scaffold.toml"),
         (("nowhere", "precision=bf16"), "nowhere is not a scaffold project"),
@@ -1037,3 +1037,13 @@ def test_a_damaged_cache_changes_nothing(run: Run, env: dict[str, str], place: P
         path.write_bytes(path.read_bytes()[:40])
     assert run("new", "demo", "--yes", "-o", "after", env=settings).returncode == 0
     assert files_under(place / "after") == files_under(place / "before")
+
+
+@pytest.mark.parametrize(
+    "args", [("new", "--nothing"), ("new", "-demo"), ("frob",), ("new", "x", "--task"), ("doctor", "x")]
+)
+def test_a_wrong_word_is_one_line(run: Run, place: Path, args: tuple[str, ...]) -> None:
+    done = run(*args)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("scaffold: ")
+    assert files_under(place) == {}
