@@ -32,8 +32,8 @@ from scaffold.rules import complete
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
-# A process that has torch imported already. Each job is forked from it, its output goes to files, and from there
-# on it is what `python train.py` is: its exit code and its last words are the interpreter's own.
+# A process that has torch imported already. Each job is forked from it, its output goes to files, and from
+# there on it is what `python train.py` is: its exit code and its last words are the interpreter's own.
 SERVER = """
 import gc, json, os, runpy, sys
 import numpy, pandas, sklearn.datasets, PIL.Image, torch, torch.distributed, torch.utils.data, tqdm

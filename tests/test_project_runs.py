@@ -753,7 +753,7 @@ def test_finished_run_resumed(made: Make, whole: Callable[..., Path]) -> None:
 # fp16: steps that overflow
 
 OVERFLOW = """
-import json, sys
+import sys
 import torch
 import train
 
@@ -762,14 +762,6 @@ class Huge(torch.amp.GradScaler):
         super().__init__(device, init_scale=2.0**30)
 
 torch.amp.GradScaler = Huge
-states = []
-
-def note(path, parts, counters):
-    if path.name.startswith("step"):
-        states.append({name: part.state_dict() for name, part in parts.items()} | {"counters": dict(counters)})
-    save(path, parts, counters)
-
-save, train.save_checkpoint = train.save_checkpoint, note
 train.main(train.parse_args(sys.argv[1:]))
 """
 FP16 = {"hardware": "gpu", "precision": "fp16", "features": ("grad-accum", "ema")}
@@ -824,7 +816,8 @@ states = []
 
 def note(path, parts, counters):
     if path.name.startswith("step"):
-        states.append([{k: v.clone() for k, v in parts[name].state_dict().items()} for name in ("model", "ema")])
+        both = [parts[name].state_dict() for name in ("model", "ema")]
+        states.append([{key: value.clone() for key, value in state.items()} for state in both])
 
 train.save_checkpoint = note
 train.main(train.parse_args(sys.argv[1:]))
@@ -876,8 +869,8 @@ def test_control_average(tmp_path: Path) -> None:
 
 def with_spy(project: Path) -> Path:
     """compute_loss notes a hash of every example it is given, a line a call, a file a rank."""
-    definition = "def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:\n"
-    edit(project / "train.py", definition, definition + "    spy.note(batch)\n")
+    signature = "(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:\n"
+    edit(project / "train.py", signature, signature + "    spy.note(batch)\n")
     edit(project / "train.py", "PROJECT = ", "import spy\n\nPROJECT = ")
     (project / "spy.py").write_text(
         "import hashlib, json, os\n\n"

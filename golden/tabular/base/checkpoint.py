@@ -23,16 +23,19 @@ def save_checkpoint(path: Path, parts: dict[str, Any], counters: dict[str, float
     state = {name: part.state_dict() for name, part in parts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state | {"counters": counters}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(state | {"counters": counters}, partial)
+    sync(partial)
     partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)  # the new name is durable too
-    os.close(directory)
+    sync(path.parent)  # the new name is durable too
     for old in sorted(path.parent.glob("step-*.pt"))[:-KEEP]:
         old.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
