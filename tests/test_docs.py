@@ -28,8 +28,8 @@ def options_page(catalog: Catalog) -> str:
 def option_lines(catalog: Catalog) -> Iterator[str]:
     yield "# Options"
     yield ""
-    yield "Every question is a flag of `scaffold new`, a key of an answers file and a `key=value` of `scaffold diff`. This page"
-    yield "is made from the tables that the program reads; `scaffold list` prints them too."
+    yield "Every question is a flag of `scaffold new`, a key of an answers file and a `key=value` of `scaffold diff`."
+    yield "This page is made from the tables that the program reads; `scaffold list` prints them too."
     for axis in AXES:
         yield ""
         yield f"## {axis.key}"
@@ -67,7 +67,7 @@ def test_loop_in_the_readme_is_the_generated_one() -> None:
     assert loops[0] in train
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -417,7 +417,7 @@ def test_answers_files_skip_questions_too(start: Start, place: Path) -> None:
         (("--hardware", "cpu", "--precision", "tf32"), "precision tf32 with hardware cpu is not possible: "),
         (("--distributed", "spmd"), "no hardware goes with the other choices: spmd is how XLA spreads"),
         (("--data", "adult", "--with", "regression"), "adult is not for regression"),
-        (("--task", "image-classification", "--data", "adult"), "data 'adult' is not for image-classification"),
+        (("--task", "image-classification", "--data", "adult"), "choose task=tabular"),
         (("--logger", "wandbb"), "unknown logger 'wandbb': did you mean 'wandb'?"),
         (("my project",), "'my project' is not a project name: "),
     ],
