@@ -306,12 +306,25 @@ RICH = {
     "precision": "fp16",
     "features": ("grad-accum", "grad-clip", "ema", "early-stopping"),
 }
-OPTIONS = """
-    --batch-size=0 --batch-size=-3 --batch-size=1.5 --lr=abc --lr=-1 --lr=nan --epochs=0 --max-steps=0
-    --max-steps=-1 --warmup-steps=-1 --weight-decay=-0.1 --seed=-1 --seed=99999999999999999999 --workers=-1
-    --log-every=0 --checkpoint-every=0
-""".split()
-RICH_OPTIONS = "--grad-accum=0 --clip-grad=-1 --ema-decay=-0.5 --ema-decay=1.5 --patience=0".split()
+OPTIONS = [
+    "--batch-size=0",
+    "--batch-size=-3",
+    "--batch-size=1.5",
+    "--lr=abc",
+    "--lr=-1",
+    "--lr=nan",
+    "--epochs=0",
+    "--max-steps=0",
+    "--max-steps=-1",
+    "--warmup-steps=-1",
+    "--weight-decay=-0.1",
+    "--seed=-1",
+    "--seed=99999999999999999999",
+    "--workers=-1",
+    "--log-every=0",
+    "--checkpoint-every=0",
+]
+RICH_OPTIONS = ["--grad-accum=0", "--clip-grad=-1", "--ema-decay=-0.5", "--ema-decay=1.5", "--patience=0"]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -452,6 +465,22 @@ def test_first_step_not_finite(made: Make, tmp_path: Path) -> None:
     options = ["--output-dir", tmp_path, "--lr", "1e38", "--max-steps", 20, "--checkpoint-every", 1]
     refused(train(made(task="tabular"), *options, check=False), "step", "--lr")
     assert all(projects.all_finite(path) for path in projects.checkpoints(tmp_path))
+
+
+@pytest.mark.parametrize("task", ["image-classification", "tabular"])
+def test_loss_not_finite_with_workers(made: Make, tmp_path: Path, task: str) -> None:
+    options = ["--output-dir", tmp_path, "--lr", "1e38", "--max-steps", 20, "--workers", 2]
+    refused(train(made(task=task), *options, check=False, timeout=60), "step", "--lr")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_ones_own_ends_the_run(tmp_path: Path, workers: int) -> None:
+    """What people break in the loop is a traceback, not a process that waits for its workers."""
+    project = render(tmp_path / "demo")
+    edit(project / "train.py", "        optimizer.step()\n", "        optimizer.step()\n        1 / step\n")
+    result = train(project, "--workers", workers, "--max-steps", 9, check=False, timeout=60)
+    assert result.code == 1
+    assert result.message == "ZeroDivisionError: division by zero"
 
 
 # do these tests see it when the rule is broken?

@@ -7,8 +7,8 @@ import pytest
 import rendering
 import training
 
-# Workload -> part of the naive loop's time, and of the shortest tuned loop's: what we aim at (docs/performance.md
-# says what is met), and beyond what a difference is no longer the noise of a shared machine.
+# Workload -> part of the naive loop's time, and of the shortest tuned loop's: what we aim at (the page says
+# what is met), and beyond what a difference is no longer the noise of a shared machine.
 TARGETS = {"mlp": (0.55, 1.12), "cnn": (0.65, 1.05), "gpt": (0.97, 1.03)}
 GUARDS = {"mlp": (0.70, 1.25), "cnn": (0.72, 1.15), "gpt": (1.06, 1.12)}
 
