@@ -28,7 +28,7 @@ def options_page(catalog: Catalog) -> str:
 def option_lines(catalog: Catalog) -> Iterator[str]:
     yield "# Options"
     yield ""
-    yield "Every question is a flag of `scaffold new`, a key of an answers file and a word of `scaffold diff`."
+    yield "Every question is a flag of `scaffold new`, a key of an answers file and a word of `diff`."
     yield "This page is made from the tables that the program reads; `scaffold list` prints them too."
     for axis in AXES:
         yield ""
