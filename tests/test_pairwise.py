@@ -1,0 +1,202 @@
+"""Every two choices together in some project that is really trained, stopped and resumed.
+
+With SCAFFOLD_RESULTS set, each row leaves a JSON file there that says what was run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from scaffold.answers import Answers
+from scaffold.catalog import load_catalog
+from scaffold.errors import RequestError
+from scaffold.rules import complete
+from tests import projects
+from tests.projects import checkpoints, load, metrics, render, same_run, train_ranks, values
+
+Row = dict[str, str]
+Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
+
+ENTANGLED = ("hardware", "precision", "regression", "source")  # the axes that exclude one another
+SIZES = {"imagenet": 40, "cifar10": 100, "mnist": 96, "fashion-mnist": 96, "adult": 48, "wine-quality": 48}
+
+
+@cache
+def axes() -> dict[str, list[str]]:
+    """Loggers and features are axes of their own: on or off. What is cheap comes first and is preferred."""
+    catalog = load_catalog()
+    switches = [*catalog.loggers, *catalog.values("with")]
+    return {
+        "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],
+        "hardware": ["cpu", "gpu"],
+        "precision": ["fp32", "tf32", "bf16", "fp16"],
+        "distributed": ["none", "ddp"],
+    } | {name: ["off", "on"] for name in switches}
+
+
+def answers(row: Row) -> Answers:
+    catalog = load_catalog()
+    task, data = row["source"].split()
+    chosen = {key: row[key] for key in ("hardware", "precision", "distributed")} | {
+        "task": task,
+        "data": data,
+    }
+    on = [name for name, value in row.items() if value == "on"]
+    loggers = tuple(name for name in on if name in catalog.loggers)
+    features = tuple(name for name in on if name not in catalog.loggers)
+    return complete(chosen | {"logger": loggers, "with": features}, catalog)
+
+
+def is_offered(row: Row) -> bool:
+    return is_possible(tuple(row[axis] for axis in ENTANGLED))
+
+
+@cache
+def is_possible(chosen: tuple[str, ...]) -> bool:
+    try:
+        answers({"distributed": "none"} | dict(zip(ENTANGLED, chosen, strict=True)))
+    except RequestError:
+        return False
+    return True
+
+
+def pairs(row: Row) -> set[Pair]:
+    return set(itertools.combinations(sorted(row.items()), 2))
+
+
+def pairs_of(row: Row, axis: str) -> set[Pair]:
+    """The pairs of a row that change with one of its axes."""
+    mine = (axis, row[axis])
+    return {(mine, item) if mine < item else (item, mine) for item in row.items() if item[0] != axis}
+
+
+def rows_with(pair: Pair) -> Iterator[Row]:
+    """Rows with this pair, and every value of the axes that exclude one another; the rest at its first."""
+    free = [axis for axis in ENTANGLED if axis not in dict(pair)]
+    for chosen in itertools.product(*(axes()[axis] for axis in free)):
+        row = (
+            {axis: found[0] for axis, found in axes().items()}
+            | dict(pair)
+            | dict(zip(free, chosen, strict=True))
+        )
+        if is_offered(row):
+            yield row
+
+
+@cache
+def all_pairs() -> frozenset[Pair]:
+    """What can be together at all."""
+    items = sorted((axis, value) for axis, found in axes().items() for value in found)
+    candidates = [pair for pair in itertools.combinations(items, 2) if pair[0][0] != pair[1][0]]
+    return frozenset(pair for pair in candidates if next(rows_with(pair), None))
+
+
+@cache
+def covering_array() -> list[Row]:
+    """Greedy: start each row from a missing pair, then change it wherever that covers more pairs."""
+    rng, rows = random.Random(0), []
+    missing = set(all_pairs())
+    while missing:
+        start = min(missing)
+        grown = []
+        for row in itertools.islice(rows_with(start), 8):
+            for axis in rng.sample(list(axes()), len(axes())):
+                options = (
+                    [row | {axis: value} for value in axes()[axis]] if axis not in dict(start) else [row]
+                )
+                offered = [option for option in options if is_offered(option)]
+                row = max(offered, key=lambda option: len(pairs_of(option, axis) & missing))
+            grown.append(row)
+        rows.append(max(grown, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(rows[-1])
+    return rows
+
+
+def label(row: Row) -> str:
+    return "-".join(
+        axis if value == "on" else value.replace(" ", "-") for axis, value in row.items() if value != "off"
+    )
+
+
+def test_array_covers_all_pairs() -> None:
+    assert all(answers(row) for row in covering_array())
+    covered = set().union(*(pairs(row) for row in covering_array()))
+    assert covered >= all_pairs()
+    assert (("hardware", "gpu"), ("precision", "tf32")) in covered
+    assert (("hardware", "cpu"), ("precision", "tf32")) not in all_pairs()
+    assert len(covering_array()) <= 50
+
+
+def num_examples(chosen: Answers) -> int:
+    if chosen.data == "sample":
+        tabular = 353 if "regression" in chosen.features else 455
+        return tabular if chosen.task == "tabular" else 1437
+    return SIZES.get(chosen.data, 48 if chosen.task == "tabular" else 32)
+
+
+def check_record(output_dir: Path, last: int, regression: bool) -> None:
+    steps = [int(row["step"]) for row in metrics(output_dir)]
+    assert steps == list(range(1, last + 1))
+    for key in ("train/loss", "train/lr"):
+        assert sorted(values(output_dir, key)) == steps
+    assert sorted(values(output_dir, "val/rmse" if regression else "val/accuracy")) == [4]
+    assert all(math.isfinite(value) for row in metrics(output_dir) for value in row.values())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("row", covering_array(), ids=label)
+def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+    chosen = answers(row)
+    given = chosen.to_dict()
+    project = render(
+        tmp_path / "demo", **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    )
+    ranks = 2 if chosen.distributed == "ddp" else 0
+    accum = 2 if "grad-accum" in chosen.features else 1
+    regression = "regression" in chosen.features
+    batch = math.ceil(num_examples(chosen) / (4 * (ranks or 1) * accum))
+    options = [
+        *write_options(tmp_path, chosen, regression),
+        *("--device", "cpu", "--epochs", 3, "--batch-size", batch, "--workers", 0, "--warmup-steps", 2),
+        *(("--grad-accum", accum) if accum > 1 else ()),
+    ]
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "inductor")}
+
+    def run(name: str, *more: object) -> Path:
+        words = [*options, "--output-dir", tmp_path / name, *more]
+        train_ranks(project, *words, ranks=ranks, env=env, timeout=300)
+        return tmp_path / name
+
+    run("parts", "--max-steps", 3)
+    parts = run("parts", "--max-steps", 6, "--resume")
+    check_record(parts, 6, regression)
+    state = load(checkpoints(parts)[-1])
+    assert ("ema" in state, "scaler" in state) == (row["ema"] == "on", row["precision"] == "fp16")
+    ran = json.loads((parts / "run.json").read_text())
+    assert (ran["device"], ran["world_size"]) == ("cpu", ranks or 1)
+    assert bool(list(parts.glob("events.out.tfevents.*"))) == (row["tensorboard"] == "on")
+    assert len(list(parts.glob("wandb/offline-run-*"))) == (2 if row["wandb"] == "on" else 0)
+    if row["compile"] == "off":
+        assert same_run(run("whole", "--max-steps", 6), parts)
+    report(tmp_path, row, given, ranks)
+
+
+def write_options(folder: Path, chosen: Answers, regression: bool) -> list[str]:
+    return projects.write_data(folder, chosen.task, chosen.data, regression)
+
+
+def report(folder: Path, row: Row, given: dict[str, object], ranks: int) -> None:
+    """What was run, for the support table."""
+    place = Path(os.environ.get("SCAFFOLD_RESULTS", folder))
+    place.mkdir(parents=True, exist_ok=True)
+    result = {"answers": given, "ran": "trained-cpu", "processes": ranks or 1, "steps": 6, "resumed_at": 3}
+    (place / f"{label(row)}.json").write_text(json.dumps(result, indent=2) + "\n")
