@@ -356,7 +356,7 @@ def write_idx(folder: Path) -> Path:
     """The four files of MNIST and its like."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    for name, size in (("train", 96), ("t10k", 24)):
+    for name, size in (("train", 48), ("t10k", 12)):
         images, labels = rng.integers(0, 256, size=(size, 28, 28)), rng.integers(0, 10, size=size)
         (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images))
         (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
@@ -368,7 +368,7 @@ def write_cifar(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        labels, pixels = rng.integers(0, 10, size=(20, 1)), rng.integers(0, 256, size=(20, 3072))
+        labels, pixels = rng.integers(0, 10, size=(10, 1)), rng.integers(0, 256, size=(10, 3072))
         np.hstack([labels, pixels]).astype(np.uint8).tofile(folder / f"{name}.bin")
     return folder
 
@@ -394,8 +394,8 @@ def write_data(folder: Path, task: str, data: str, regression: bool = False) -> 
     elif data == "files":
         write_pictures(place)
     elif data == "imagenet":
-        write_pictures(place / "train")
-        write_pictures(place / "val", number=5)
+        write_pictures(place / "train", number=8)
+        write_pictures(place / "val", number=4)
     elif data == "cifar10":
         write_cifar(place)
     elif data == "adult":

@@ -27,7 +27,7 @@ Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
 
 ENTANGLED = ("hardware", "precision", "regression", "source")  # the axes that exclude one another
-SIZES = {"imagenet": 40, "cifar10": 100, "mnist": 96, "fashion-mnist": 96, "adult": 48, "wine-quality": 48}
+SIZES = {"imagenet": 16, "cifar10": 50}
 
 
 @cache
@@ -140,7 +140,9 @@ def num_examples(chosen: Answers) -> int:
     if chosen.data == "sample":
         tabular = 353 if "regression" in chosen.features else 455
         return tabular if chosen.task == "tabular" else 1437
-    return SIZES.get(chosen.data, 48 if chosen.task == "tabular" else 32)
+    return SIZES.get(
+        chosen.data, 32 if (chosen.task, chosen.data) == ("image-classification", "files") else 48
+    )
 
 
 def check_record(output_dir: Path, last: int, regression: bool) -> None:
