@@ -116,13 +116,18 @@ class Server:
             text=True,
         )
         self.pids: list[int] = []
+        self.received = b""
         self.line(60)
 
     def line(self, timeout: float) -> str:
+        """The server's next line. What select() is asked about must not wait in a buffer of ours already."""
         assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], timeout)[0]:
-            raise TimeoutError(f"no answer within {timeout} s")
-        return self.process.stdout.readline()
+        while b"\n" not in self.received:
+            if not select.select([self.process.stdout], [], [], timeout)[0]:
+                raise TimeoutError(f"no answer within {timeout} s")
+            self.received += os.read(self.process.stdout.fileno(), 1 << 16)
+        line, _, self.received = self.received.partition(b"\n")
+        return line.decode()
 
     def start(
         self,
