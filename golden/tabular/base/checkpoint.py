@@ -27,7 +27,8 @@ def save_checkpoint(path: Path, parts: dict[str, Any], counters: dict[str, float
     sync(partial)
     partial.replace(path)
     sync(path.parent)  # the new name is durable too
-    for old in sorted(path.parent.glob("step-*.pt"))[:-KEEP]:
+    older = sorted(other for other in path.parent.glob("step-*.pt") if other.name < path.name)
+    for old in older[: 1 - KEEP]:
         old.unlink()
 
 
@@ -40,10 +41,13 @@ def sync(path: Path) -> None:
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest intact step checkpoint; damaged ones are passed over with a warning."""
-    for path in sorted(directory.glob("step-*.pt"), reverse=True):
+    found = sorted(directory.glob("step-*.pt"), reverse=True)
+    for path in found:
         if is_intact(path):
             return path
         warnings.warn(f"{path} is damaged, trying the one before it", stacklevel=2)
+    if found:
+        sys.exit(f"no checkpoint in {directory} is intact: start another run with --output-dir")
     return None
 
 

@@ -17,22 +17,21 @@ def build_from_frame(frame: pd.DataFrame, target: str) -> tuple["Table", "Table"
     """Hold out a fifth of the rows; all that is learnt about the columns comes from the others."""
     held_out = np.zeros(len(frame), dtype=bool)
     held_out[np.random.default_rng(0).permutation(len(frame))[::5]] = True
-    columns = Columns(frame[~held_out], target)
+    columns = Columns(frame[~held_out], target, sorted(frame[target].unique(), key=str))
     return Table(frame[~held_out], columns), Table(frame[held_out], columns)
 
 
 class Columns:
     """What the training rows tell about the columns: their kind, scale, categories and the target's."""
 
-    def __init__(self, train: pd.DataFrame, target: str) -> None:
+    def __init__(self, train: pd.DataFrame, target: str, classes: list) -> None:
+        self.target, self.classes = target, classes
         inputs = train.drop(columns=target)
-        self.target = target
         self.numeric = list(inputs.select_dtypes("number").columns)
         self.mean = inputs[self.numeric].mean().fillna(0)
         self.std = inputs[self.numeric].std().fillna(0).replace(0, 1)
         others = [name for name in inputs.columns if name not in self.numeric]
         self.categories = {name: sorted(inputs[name].dropna().astype(str).unique()) for name in others}
-        self.classes = sorted(train[target].unique())
 
 
 class Table(Dataset):

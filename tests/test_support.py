@@ -1,0 +1,47 @@
+"""Every offered task, hardware, precision and distribution trains, and the support table says no more."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from scaffold.answers import Answers
+from scaffold.catalog import load_catalog
+from tests.projects import metrics, render, train_ranks, values
+from tests.support import CORE, DOCS, core_combinations, leave, page
+
+COMBINATIONS = core_combinations(load_catalog())
+
+
+def label(answers: Answers) -> str:
+    return "-".join(answers.to_dict()[key] for key in CORE)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=label)
+def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
+    given = answers.to_dict()
+    project = render(tmp_path / "demo", **{key: given[key] for key in CORE})
+    ranks = 2 if answers.distributed == "ddp" else 0
+    options = ["--device", "cpu", "--batch-size", 8, "--warmup-steps", 2, "--output-dir", tmp_path / "out"]
+    train_ranks(project, *options, "--max-steps", 3, ranks=ranks, timeout=300)
+    train_ranks(project, *options, "--max-steps", 6, "--resume", ranks=ranks, timeout=300)
+    losses = values(tmp_path / "out", "train/loss")
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(value) for row in metrics(tmp_path / "out") for value in row.values())
+    leave(f"core-{label(answers)}", given, processes=ranks or 1, steps=6, resumed_at=3)
+
+
+def test_the_page_is_made_from_results() -> None:
+    results = json.loads((DOCS / "support.json").read_text())
+    assert (DOCS / "support.md").read_text(encoding="utf-8") == page(results, load_catalog())
+
+
+def test_a_run_that_is_missing_is_not_claimed() -> None:
+    results = json.loads((DOCS / "support.json").read_text())
+    core = [result["answers"][key] for result in results[:1] for key in CORE]
+    others = [r for r in results if [r["answers"][key] for key in CORE] != core]
+    assert page(others, load_catalog()).count("rendered-only |") == 1
