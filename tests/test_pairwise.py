@@ -1,6 +1,6 @@
 """Every two choices together in some project that is really trained, stopped and resumed.
 
-With SCAFFOLD_RESULTS set, each row leaves a JSON file there that says what was run.
+What was run is left for the support table (tests/support.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -22,6 +21,7 @@ from scaffold.errors import RequestError
 from scaffold.rules import complete
 from tests import projects
 from tests.projects import checkpoints, load, metrics, render, same_run, train_ranks, values
+from tests.support import leave
 
 Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
@@ -189,16 +189,8 @@ def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row)
     assert len(list(parts.glob("wandb/offline-run-*"))) == (2 if row["wandb"] == "on" else 0)
     if row["compile"] == "off":
         assert same_run(run("whole", "--max-steps", 6), parts)
-    report(tmp_path, row, given, ranks)
+    leave(label(row), given, processes=ranks or 1, steps=6, resumed_at=3)
 
 
 def write_options(folder: Path, chosen: Answers, regression: bool) -> list[str]:
     return projects.write_data(folder, chosen.task, chosen.data, regression)
-
-
-def report(folder: Path, row: Row, given: dict[str, object], ranks: int) -> None:
-    """What was run, for the support table."""
-    place = Path(os.environ.get("SCAFFOLD_RESULTS", folder))
-    place.mkdir(parents=True, exist_ok=True)
-    result = {"answers": given, "ran": "trained-cpu", "processes": ranks or 1, "steps": 6, "resumed_at": 3}
-    (place / f"{label(row)}.json").write_text(json.dumps(result, indent=2) + "\n")
