@@ -143,7 +143,7 @@ def closed_form(step: int, peak: float, warmup: int, total: int) -> float:
 def check_schedule(output_dir: Path, total: int, last: int, warmup: int = 10) -> None:
     rates = values(output_dir, "train/lr")
     assert max(rates) == last
-    assert {step for step in rates if step >= 4} == set(range(4, last + 1, 4))
+    assert set(rates) >= set(range(4, last + 1, 4))
     for step, rate in rates.items():
         assert rate == pytest.approx(closed_form(step, 2e-3, warmup, total), rel=1e-12)
     assert load(checkpoints(output_dir)[-1])["counters"]["step"] == last
@@ -153,7 +153,7 @@ SCHEDULE = ["--lr", "2e-3", "--warmup-steps", 10, "--log-every", 4, "--epochs", 
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("features", "batch", "accum"), [((), 16, 1), (("grad-accum",), 4, 4)])
+@pytest.mark.parametrize(("features", "batch", "accum"), [((), 16, 1), (("grad-accum",), 8, 2)])
 def test_max_steps_leaves_the_schedule_alone(
     made: Make, tmp_path: Path, task: str, features: tuple[str, ...], batch: int, accum: int
 ) -> None:
@@ -325,18 +325,15 @@ def test_control_metrics_not_cut(tmp_path: Path) -> None:
 
 
 def test_control_save_in_place(tmp_path: Path) -> None:
-    """Without the rename, a crash while saving costs more than the step."""
-    project = render(tmp_path / "demo", task="tabular")
+    """Without the rename, a crash while saving leaves half a file under the real name."""
+    project = suicidal(render(tmp_path / "demo", task="tabular"))
     edit(project / "checkpoint.py", 'path.with_suffix(".partial")', "path")
-    edit(project / "checkpoint.py", "    partial.replace(path)\n", "")
     edit(
-        project / "checkpoint.py",
-        "        file.flush()\n",
-        "        file.flush()\n        file.truncate(99)\n",
+        project / "checkpoint.py", "    sync(partial)\n", "    os.truncate(partial, 999)\n    sync(partial)\n"
     )
-    train(project, *SHORT, "--output-dir", tmp_path / "out")
-    resumed = train(project, *SHORT, "--output-dir", tmp_path / "out", "--resume", check=False)
-    assert "is damaged" in resumed.err
+    options = [*SHORT, "--output-dir", tmp_path / "out"]
+    train(project, *options, env={"KILL": "saved 21"}, check=False)
+    assert "is damaged" in train(project, *options, "--resume", check=False).err
 
 
 # SIGTERM
@@ -476,13 +473,18 @@ def test_damaged_checkpoint_of_ranks(
     assert same_run(whole(project, *SHORT, ranks=2), tmp_path)
 
 
-def test_all_damaged_starts_fresh(made: Make, whole: Callable[..., Path], tmp_path: Path) -> None:
+def test_all_damaged(made: Make, tmp_path: Path) -> None:
+    """A run is not started over silently: one line, and everything is left as it is."""
     project = made(task="tabular")
     train(project, *SHORT, "--max-steps", 30, "--output-dir", tmp_path)
     for path in checkpoints(tmp_path):
         os.truncate(path, 1000)
-    train(project, *SHORT, "--output-dir", tmp_path, "--resume")
-    assert same_run(whole(project, *SHORT), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = train(project, *SHORT, "--output-dir", tmp_path, "--resume", check=False)
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert str(tmp_path) in result.message and "--output-dir" in result.message
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 ANY_BIT = """
@@ -555,7 +557,8 @@ def test_kept_checkpoints(made: Make, tmp_path: Path) -> None:
 
 def test_control_best_rotated(tmp_path: Path) -> None:
     project = render(tmp_path / "demo", task="tabular")
-    edit(project / "checkpoint.py", 'glob("step-*.pt"))[:-KEEP]', 'glob("*.pt"))[:-KEEP]')
+    old = 'glob("step-*.pt") if other.name < path.name'
+    edit(project / "checkpoint.py", old, 'glob("*.pt") if other.name != path.name')
     train(project, *SHORT, "--output-dir", tmp_path / "out")
     with pytest.raises(AssertionError):
         check_kept(tmp_path / "out", [35, 40])
@@ -850,12 +853,20 @@ def test_moving_average(made: Make, tmp_path: Path, task: str) -> None:
     drive(made(task=task, features=("ema",)), AVERAGE, *EMA_OPTIONS, "--output-dir", tmp_path)
 
 
-def test_average_is_what_is_evaluated(tmp_path: Path) -> None:
-    """An average that is never updated keeps the first weights, so no two evaluations differ."""
-    project = render(tmp_path / "demo", task="tabular", features=("ema",))
-    edit(project / "train.py", "        update_ema(", "        (lambda *_: None)(")
-    train(project, "--epochs", 2, "--lr", "1e-2", "--output-dir", tmp_path / "out")
-    assert len(set(values(tmp_path / "out", "val/loss").values())) == 1
+def test_average_is_what_is_evaluated(made: Make, tmp_path: Path) -> None:
+    """Without a memory it is the model, with one it is not; training is the same either way."""
+    losses = {}
+    for name, features, *options in (
+        ("plain", ()),
+        ("none", ("ema",), "--ema-decay", 0),
+        ("long", ("ema",), "--ema-decay", 0.999),
+    ):
+        project = made(task="tabular", features=features)
+        train(project, *options, "--epochs", 2, "--lr", "1e-2", "--output-dir", tmp_path / name)
+        losses[name] = [values(tmp_path / name, key) for key in ("train/loss", "val/loss")]
+    assert losses["plain"] == losses["none"]
+    assert losses["plain"][0] == losses["long"][0]
+    assert not set(losses["plain"][1].values()) & set(losses["long"][1].values())
 
 
 def test_control_average(tmp_path: Path) -> None:
@@ -913,7 +924,7 @@ def test_examples_of_a_step(made: Make, tmp_path: Path, task: str) -> None:
     expected = examples(plain, tmp_path / "a", *steps, 20)
     assert len(expected) == 33 and {len(step) for step in expected} == {20}
     assert expected == examples(plain, tmp_path / "b", *steps, 20, "--workers", 2)
-    assert expected == examples(accumulating, tmp_path / "c", *steps, 5, accum=4)
+    assert expected == examples(accumulating, tmp_path / "c", *steps, 5, "--grad-accum", 4, accum=4)
     assert expected == examples(distributed, tmp_path / "d", *steps, 10, ranks=2)
     assert expected == examples(
         both, tmp_path / "e", *steps, 5, "--grad-accum", 2, "--workers", 2, ranks=2, accum=2
