@@ -38,7 +38,7 @@ def write_metrics(file: TextIO, step: int, metrics: dict[str, float]) -> None:
 
 def write_run(path: Path, arguments: dict[str, Any], device: torch.device) -> None:
     here = Path(__file__).parent
-    git = subprocess.run("git rev-parse HEAD", shell=True, cwd=here, capture_output=True, text=True)
+    git = subprocess.run("git rev-parse --verify HEAD", shell=True, cwd=here, capture_output=True, text=True)
     run = {
         "arguments": arguments,
         "seed": arguments["seed"],

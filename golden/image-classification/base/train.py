@@ -62,10 +62,6 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def ignore_sigterm(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when all get it, only the main process acts on it
-
-
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
     return F.cross_entropy(model(images), labels)
@@ -87,6 +83,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict
 
 def main(args: argparse.Namespace) -> None:
     checkpoints = args.output_dir / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot write to {args.output_dir}: {error.strerror}")
     if any(checkpoints.glob("*.pt")) and not args.resume:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
@@ -111,7 +111,6 @@ def main(args: argparse.Namespace) -> None:
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
-        worker_init_fn=ignore_sigterm,
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-steps", type=at_least(1), help="stop after this many optimizer steps")
     parser.add_argument("--batch-size", type=at_least(1), default=32, help="examples per process and pass")
     parser.add_argument("--lr", type=at_least(0.0), default=1e-3, help="learning rate at its peak")
-    parser.add_argument("--warmup-steps", type=at_least(0), default=10, help="steps until the peak")
+    parser.add_argument("--warmup-steps", type=at_least(0), default=50, help="steps until the peak")
     parser.add_argument("--weight-decay", type=at_least(0.0), default=0.1, help="AdamW's")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of weights and order")
     parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute")
@@ -60,10 +60,6 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-
-
-def ignore_sigterm(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when all get it, only the main process acts on it
 
 
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -87,6 +83,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict
 
 def main(args: argparse.Namespace) -> None:
     checkpoints = args.output_dir / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot write to {args.output_dir}: {error.strerror}")
     if any(checkpoints.glob("*.pt")) and not args.resume:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
@@ -111,7 +111,6 @@ def main(args: argparse.Namespace) -> None:
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
-        worker_init_fn=ignore_sigterm,
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)

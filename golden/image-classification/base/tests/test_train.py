@@ -26,7 +26,7 @@ def test_learns_one_batch() -> None:
     model = ResNet(train_set.channels, train_set.num_classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = compute_loss(model, batch, device).item()
-    for _ in range(60):
+    for _ in range(200):
         compute_loss(model, batch, device).backward()
         optimizer.step()
         optimizer.zero_grad()
