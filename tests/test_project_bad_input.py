@@ -229,10 +229,6 @@ REGRESSION: dict[str, tuple[Damage, tuple[str, ...]]] = {
         lambda path: changed_table(path, "target", np.inf, slice(3), regression=True),
         ("target",),
     ),
-    "infinite input": (
-        lambda path: changed_table(path, "height", np.inf, slice(3), regression=True),
-        ("height",),
-    ),
 }
 
 
@@ -261,6 +257,15 @@ def test_parquet(made: Make, tmp_path: Path, spoil: Damage) -> None:
     projects.table().to_parquet(path)
     spoil(path)
     refused(train_on(made(task="tabular", data="files"), path), str(path))
+
+
+def test_infinite_numbers_count_as_missing(made: Make, tmp_path: Path) -> None:
+    changed_table(tmp_path / "inf.csv", "height", np.inf, slice(3), regression=True)
+    changed_table(tmp_path / "gap.csv", "height", None, slice(3), regression=True)
+    project = made(task="tabular", data="files", features=("regression",))
+    for name in ("inf", "gap"):
+        train(project, "--data", tmp_path / f"{name}.csv", "--epochs", 2, "--output-dir", tmp_path / name)
+    assert projects.metrics(tmp_path / "inf") == projects.metrics(tmp_path / "gap")
 
 
 def test_classes_of_one_row(made: Make, tmp_path: Path) -> None:
