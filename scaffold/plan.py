@@ -43,9 +43,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     counters = [
         "step",
         "best",
+        "global_batch",
         *(["stale"] if "early-stopping" in chosen else []),
         *(["skipped"] if fp16 else []),
     ]
+    examples = ["args.batch_size", *(["world_size"] if ddp else [])]
+    examples += ["args.grad_accum"] if "grad-accum" in chosen else []
     requires = [*REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
     build_args = {  # of build_datasets, in main and in the project's own test
@@ -80,6 +83,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "on_main": "rank == 0" if ddp else "",
         "processes": 2 if ddp else 1,  # in the project's own tests
         "launch": launch,
+        "global_batch": " * ".join(examples),
         "parts": as_dict(parts),
         "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),

@@ -259,13 +259,11 @@ def test_parquet(made: Make, tmp_path: Path, spoil: Damage) -> None:
     refused(train_on(made(task="tabular", data="files"), path), str(path))
 
 
-def test_infinite_numbers_count_as_missing(made: Make, tmp_path: Path) -> None:
-    changed_table(tmp_path / "inf.csv", "height", np.inf, slice(3), regression=True)
-    changed_table(tmp_path / "gap.csv", "height", None, slice(3), regression=True)
+def test_infinite_numbers(made: Make, tmp_path: Path) -> None:
+    path = tmp_path / "inf.csv"
+    changed_table(path, "height", np.inf, slice(3), regression=True)
     project = made(task="tabular", data="files", features=("regression",))
-    for name in ("inf", "gap"):
-        train(project, "--data", tmp_path / f"{name}.csv", "--epochs", 2, "--output-dir", tmp_path / name)
-    assert projects.metrics(tmp_path / "inf") == projects.metrics(tmp_path / "gap")
+    refused(train_on(project, path), "column height has infinite values")
 
 
 def test_classes_of_one_row(made: Make, tmp_path: Path) -> None:
@@ -334,15 +332,13 @@ OPTIONS = [
     "--warmup-steps=-1",
     "--weight-decay=-0.1",
     "--seed=-1",
-    pytest.param(
-        "--seed=99999999999999999999",
-        marks=pytest.mark.xfail(reason="a seed beyond 64 bits is not refused yet"),
-    ),
+    "--seed=99999999999999999999",
+    "--epochs=1.5",
     "--workers=-1",
     "--log-every=0",
     "--checkpoint-every=0",
 ]
-RICH_OPTIONS = ["--grad-accum=0", "--clip-grad=-1", "--ema-decay=-0.5", "--patience=0"]
+RICH_OPTIONS = ["--grad-accum=0", "--clip-grad=-1", "--ema-decay=-0.5", "--ema-decay=1.5", "--patience=0"]
 
 
 @pytest.mark.parametrize("option", OPTIONS)

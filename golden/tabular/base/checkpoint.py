@@ -56,7 +56,8 @@ def is_intact(path: Path) -> bool:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            folders = any(record.external_attr for record in archive.infolist())  # torch would read zeros
+            return archive.testzip() is None and not folders
     except Exception:  # damage shows in as many ways as there are bytes
         return False
 

@@ -24,10 +24,17 @@ def open_metrics(path: Path, step: int) -> TextIO:
     file = path.open("a+")
     file.seek(0)
     end = 0
-    while (line := file.readline()).endswith("\n") and json.loads(line)["step"] <= step:
+    while is_up_to(step, file.readline()):
         end = file.tell()
     file.truncate(end)
     return file
+
+
+def is_up_to(step: int, line: str) -> bool:
+    try:
+        return line == "\n" or line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # half a line, from a crash of the machine
+        return False
 
 
 def write_metrics(file: TextIO, step: int, metrics: dict[str, float]) -> None:
@@ -38,6 +45,7 @@ def write_metrics(file: TextIO, step: int, metrics: dict[str, float]) -> None:
 
 def write_run(path: Path, arguments: dict[str, Any], device: torch.device) -> None:
     here = Path(__file__).parent
+    # through the shell: there, to have no git is no error
     git = subprocess.run("git rev-parse --verify HEAD", shell=True, cwd=here, capture_output=True, text=True)
     run = {
         "arguments": arguments,

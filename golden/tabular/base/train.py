@@ -5,9 +5,11 @@ Launch: python train.py
 
 import argparse
 import math
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,12 +28,12 @@ from record import check_finite, open_metrics, write_metrics, write_run
 PROJECT = "tabular"
 
 
-def at_least(minimum: float) -> Callable[[str], float]:
-    """An argparse type: a number of the kind of `minimum`, and no smaller."""
+def within(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number of the kind of `low`, from `low` to `high`."""
 
     def number(text: str) -> float:
-        if not (value := type(minimum)(text)) >= minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        if not low <= (value := type(low)(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return value
 
     return number
@@ -41,17 +43,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
-    parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the training set")
-    parser.add_argument("--max-steps", type=at_least(1), help="stop after this many optimizer steps")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="examples per process and pass")
-    parser.add_argument("--lr", type=at_least(0.0), default=1e-3, help="learning rate at its peak")
-    parser.add_argument("--warmup-steps", type=at_least(0), default=50, help="steps until the peak")
-    parser.add_argument("--weight-decay", type=at_least(0.0), default=0.1, help="AdamW's")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights and order")
+    parser.add_argument("--epochs", type=within(1), default=30, help="passes over the training set")
+    parser.add_argument("--max-steps", type=within(1), help="stop after this many optimizer steps")
+    parser.add_argument("--batch-size", type=within(1), default=32, help="examples per process and pass")
+    parser.add_argument("--lr", type=within(0.0), default=1e-3, help="learning rate at its peak")
+    parser.add_argument("--warmup-steps", type=within(0), default=50, help="steps until the peak")
+    parser.add_argument("--weight-decay", type=within(0.0), default=0.1, help="AdamW's")
+    parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of weights and order")
     parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute")
-    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load data; 0 for none")
-    parser.add_argument("--log-every", type=at_least(1), default=10, help="steps between log lines")
-    parser.add_argument("--checkpoint-every", type=at_least(1), default=200, help="steps between checkpoints")
+    parser.add_argument("--workers", type=within(0), default=0, help="processes that load data; 0 for none")
+    parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
+    parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
     return parser.parse_args(argv)
 
 
@@ -60,6 +62,11 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def leave_group(worker: int) -> None:
+    """Out of the reach of signals to the whole process group: loaders end when the program ends them."""
+    os.setpgrp()
 
 
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -95,7 +102,8 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
 
     train_set, val_set = build_datasets()
-    epoch_ends = {math.ceil(epoch * len(train_set) / args.batch_size) for epoch in range(1, args.epochs + 1)}
+    global_batch = args.batch_size  # examples per optimizer step
+    epoch_ends = {math.ceil(epoch * len(train_set) / global_batch) for epoch in range(1, args.epochs + 1)}
     total_steps = max(epoch_ends)
     last_step = min(total_steps, args.max_steps or total_steps)
 
@@ -105,12 +113,15 @@ def main(args: argparse.Namespace) -> None:
     newest = newest_checkpoint(checkpoints) if args.resume else None
     saved = load_checkpoint(newest, parts) if newest else {}
     step, best = saved.get("step", 0), saved.get("best", -math.inf)
+    if (before := saved.get("global_batch", global_batch)) != global_batch:
+        warnings.warn(f"{global_batch} examples a step, {before} before: the order does not go on", stacklevel=1)
 
     order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
     loader = partial(
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
+        worker_init_fn=leave_group,
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
@@ -148,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
 
         stopping = stop.is_set()
         finished = step == last_step
-        counters = {"step": step, "best": best}
+        counters = {"step": step, "best": best, "global_batch": global_batch}
         if improved:
             save_checkpoint(checkpoints / "best.pt", parts, counters)
         if stopping or finished or step % args.checkpoint_every == 0:
