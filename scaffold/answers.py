@@ -71,14 +71,14 @@ def from_dict(values: Any, origin: str) -> dict[str, Any]:
 
 
 def several(key: str, items: Iterable[str]) -> tuple[str, ...]:
-    """The answer to a question that takes any number; `none` alone means no choice."""
-    found = tuple(items)
+    """The answer to a question that takes any number, commas between or not; `none` alone means no choice."""
+    found = tuple(part for item in items for part in item.split(",") if part)
     for item in found:
         if found.count(item) > 1:
             raise RequestError(f"{key} {item!r} was given twice: give it once")
     if "none" in found and len(found) > 1:
         raise RequestError(f"{key} 'none' cannot stand beside others: leave it out")
-    return () if found in (("none",), ("",)) else found
+    return () if found == ("none",) else found
 
 
 def parse_text(text: str, origin: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def parse_words(words: Iterable[str], base: Mapping[str, Any]) -> dict[str, Any]
                 raise RequestError(f"{word!r}: {key} takes one value, write {key}={value}")
             changes[key] = value
             continue
-        items = [item for item in value.split(",") if item]
+        items = list(several(key, [value]))
         now = list(changes.get(key, base.get(key, ())))
         if sign == "+":
             items = now + items

@@ -194,7 +194,8 @@ def check_name(name: str) -> None:
     """A project's name is a folder and a package name on every system."""
     advice = "use letters, digits, '-' and '_', starting with a letter, for example my-project"
     if not name or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name, re.ASCII):
-        raise RequestError(f"{name!r} is not a project name: {advice}")
+        place = "; --output-dir says where it goes" if "/" in name else ""
+        raise RequestError(f"{name!r} is not a project name: {advice}{place}")
     if keyword.iskeyword(name) or name.lower() in RESERVED:
         raise RequestError(f"{name!r} is a reserved word: {advice}")
     if name.lower() in PACKAGES:

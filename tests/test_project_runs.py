@@ -408,6 +408,17 @@ def test_sigterm_to_torchrun(
     assert same_run(whole(project, *options, ranks=2), tmp_path)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_run_ends_its_loaders(tmp_path: Path, workers: int) -> None:
+    """A traceback keeps the loaders alive until the interpreter ends: they must not keep it waiting."""
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / "train.py", "        loss.backward()\n", "        loss.backward()\n        assert step < 3\n")
+    begin = time.monotonic()
+    result = train(project, "--workers", workers, timeout=60, check=False)
+    assert result.code == 1 and "AssertionError" in result.err
+    assert time.monotonic() - begin < 30
+
+
 def test_control_sigterm(tmp_path: Path) -> None:
     project = render(tmp_path / "demo", task="tabular")
     edit(project / "train.py", "        stopping = stop.is_set()\n", "        stopping = False\n")
@@ -591,7 +602,7 @@ def test_record_holds_everything_once(made: Make, whole: Callable[..., Path], tm
     assert same_run(whole(project, *SHORT), tmp_path)
 
 
-@pytest.mark.parametrize("tail", ['{"step": 29, "train/lo', "\0\0\0\0", '{"step": 29}\n{"st'])
+@pytest.mark.parametrize("tail", ['{"step": 29, "train/lo', "\0\0\0\0", "\0\0\n", '{"step": 29}\n{"st'])
 def test_torn_last_line(made: Make, whole: Callable[..., Path], tmp_path: Path, tail: str) -> None:
     project = made(task="tabular")
     train(project, *SHORT, "--max-steps", 28, "--output-dir", tmp_path)
@@ -599,6 +610,25 @@ def test_torn_last_line(made: Make, whole: Callable[..., Path], tmp_path: Path, 
         record.write(tail)
     train(project, *SHORT, "--output-dir", tmp_path, "--resume")
     assert same_run(whole(project, *SHORT), tmp_path)
+
+
+def test_blank_lines_in_the_record(made: Make, tmp_path: Path) -> None:
+    """A line that an editor left is no reason to lose what stands after it."""
+    project = made(task="tabular")
+    train(project, *SHORT, "--max-steps", 20, "--output-dir", tmp_path)
+    record = tmp_path / "metrics.jsonl"
+    first, rest = record.read_text().split("\n", 1)
+    record.write_text(f"{first}\n\n{rest}")
+    train(project, *SHORT, "--output-dir", tmp_path, "--resume")
+    assert record.read_text().startswith(f"{first}\n\n{rest}")
+
+
+def test_resume_with_another_batch(made: Make, tmp_path: Path) -> None:
+    """It goes on, but not in silence: the order of the data is another from there."""
+    project = made(task="tabular")
+    options = ["--epochs", 1, "--output-dir", tmp_path, "--resume"]
+    assert train(project, *options, "--batch-size", 32, "--max-steps", 5).err == ""
+    assert "16 examples a step, 32 before" in train(project, *options, "--batch-size", 16).err
 
 
 def test_control_torn(tmp_path: Path) -> None:
