@@ -60,6 +60,9 @@ def with_dropout(project: Path) -> Path:
     return project
 
 
+PARTIAL = '    partial = directory / "checkpoint.partial"\n'
+
+
 def suicidal(project: Path) -> Path:
     """The process kills itself where KILL says: a place and the optimizer step it is at."""
     train_py, checkpoint_py = project / "train.py", project / "checkpoint.py"
@@ -74,10 +77,11 @@ def suicidal(project: Path) -> Path:
     )
     edit(train_py, "        counters = {", '        kill_at("logged", step)\n        counters = {')
     edit(train_py, "PROJECT = ", "import signal\nfrom checkpoint import kill_at\n\nPROJECT = ")
+    edit(checkpoint_py, PARTIAL, PARTIAL + "    saving['step'] = counters['step']\n")
     edit(
         checkpoint_py,
         "    partial.replace(path)\n",
-        "    saving(path, 0)\n    partial.replace(path)\n    saving(path, 1)\n",
+        "    saving_at('saved', path)\n    partial.replace(path)\n    saving_at('renamed', path)\n",
     )
     helper = """
 
@@ -86,9 +90,11 @@ def kill_at(place, step):
         os.kill(os.getpid(), 9)
 
 
-def saving(path, moment):
-    if path.name.startswith("step"):
-        kill_at(["saved", "renamed"][moment], int(path.stem[5:]))
+saving = {}
+
+
+def saving_at(place, path):
+    kill_at("best " * (path.name == "best.pt") + place, saving["step"])
 """
     checkpoint_py.write_text(checkpoint_py.read_text() + helper)
     return project
@@ -204,6 +210,8 @@ MOMENTS = {
     "after an evaluation": "evaluated 29",
     "between log and save": "logged 35",
     "saving": "saved 21",
+    "saving the best": "best saved 29",
+    "between the best and the step": "best renamed 29",
     "after the rename": "renamed 28",
     "last step": "before 39",
     "last save": "saved 40",
@@ -227,6 +235,8 @@ def test_killed_at(made: Make, whole: Callable[..., Path], tmp_path: Path, momen
     project = made(with_dropout, suicidal, task="tabular")
     killed_and_resumed(project, tmp_path, MOMENTS[moment], workers=0)
     assert same_run(whole(project, *SHORT), tmp_path)
+    best = [load(place / "checkpoints" / "best.pt") for place in (whole(project, *SHORT), tmp_path)]
+    assert same_bits(*best)
 
 
 @pytest.mark.parametrize("moment", ["mid-epoch", "last step of an epoch", "saving"])
@@ -327,7 +337,8 @@ def test_control_metrics_not_cut(tmp_path: Path) -> None:
 def test_control_save_in_place(tmp_path: Path) -> None:
     """Without the rename, a crash while saving leaves half a file under the real name."""
     project = suicidal(render(tmp_path / "demo", task="tabular"))
-    edit(project / "checkpoint.py", 'path.with_suffix(".partial")', "path")
+    in_place = "    partial = directory / f\"step-{counters['step']:08d}.pt\"\n"
+    edit(project / "checkpoint.py", PARTIAL, in_place)
     edit(
         project / "checkpoint.py", "    sync(partial)\n", "    os.truncate(partial, 999)\n    sync(partial)\n"
     )
@@ -412,7 +423,11 @@ def test_sigterm_to_torchrun(
 def test_a_failing_run_ends_its_loaders(tmp_path: Path, workers: int) -> None:
     """A traceback keeps the loaders alive until the interpreter ends: they must not keep it waiting."""
     project = render(tmp_path / "demo", task="tabular")
-    edit(project / "train.py", "        loss.backward()\n", "        loss.backward()\n        assert step < 3\n")
+    edit(
+        project / "train.py",
+        "        loss.backward()\n",
+        "        loss.backward()\n        assert step < 3\n",
+    )
     begin = time.monotonic()
     result = train(project, "--workers", workers, timeout=60, check=False)
     assert result.code == 1 and "AssertionError" in result.err
@@ -462,8 +477,9 @@ def damaged(project: Path, output_dir: Path, damage: str, ranks: int = 0) -> Res
     """Stop at step 30, spoil the newest checkpoint, go on to step 40."""
     options = [*SHORT, "--output-dir", output_dir, "--resume"]
     train_ranks(project, *options, "--max-steps", 30, ranks=ranks)
-    assert [path.stem for path in checkpoints(output_dir)] == ["step-00000028", "step-00000030"]
-    DAMAGES[damage](checkpoints(output_dir)[-1])
+    *older, newest = checkpoints(output_dir)
+    assert older and newest.stem == "step-00000030"
+    DAMAGES[damage](newest)
     return train_ranks(project, *options, ranks=ranks)[0]
 
 
@@ -586,9 +602,9 @@ def check_once(output_dir: Path) -> None:
 
 
 def torn(project: Path, output_dir: Path) -> None:
-    """Stop at step 30, lose the newest checkpoint and half of the record's last line, go on."""
+    """Stop at step 32, lose the newest checkpoint and half of the record's last line, go on."""
     options = [*SHORT, "--output-dir", output_dir]
-    train(project, *options, "--max-steps", 30)
+    train(project, *options, "--max-steps", 32)
     checkpoints(output_dir)[-1].unlink()
     record = output_dir / "metrics.jsonl"
     os.truncate(record, record.stat().st_size - 9)
@@ -847,10 +863,9 @@ import train
 
 states = []
 
-def note(path, parts, counters):
-    if path.name.startswith("step"):
-        both = [parts[name].state_dict() for name in ("model", "ema")]
-        states.append([{key: value.clone() for key, value in state.items()} for state in both])
+def note(directory, parts, counters, best):
+    both = [parts[name].state_dict() for name in ("model", "ema")]
+    states.append([{key: value.clone() for key, value in state.items()} for state in both])
 
 train.save_checkpoint = note
 train.main(train.parse_args(sys.argv[1:]))

@@ -160,11 +160,9 @@ def main(args: argparse.Namespace) -> None:
         stopping = stop.is_set()
         finished = step == last_step
         counters = {"step": step, "best": best, "global_batch": global_batch}
-        if improved:
-            save_checkpoint(checkpoints / "best.pt", parts, counters)
-        if stopping or finished or step % args.checkpoint_every == 0:
+        if improved or stopping or finished or step % args.checkpoint_every == 0:
             check_parameters(model, step)
-            save_checkpoint(checkpoints / f"step-{step:08d}.pt", parts, counters)
+            save_checkpoint(checkpoints, parts, counters, best=improved)
         if stopping:
             break
 

@@ -1,6 +1,7 @@
 """Checkpoints that are complete or absent, and found again without help."""
 
 import os
+import shutil
 import sys
 import warnings
 import zipfile
@@ -18,22 +19,28 @@ def check_parameters(model: nn.Module, step: int) -> None:
         sys.exit(f"step {step}: parameters are not finite, nothing saved; a lower --lr may help")
 
 
-def save_checkpoint(path: Path, parts: dict[str, Any], counters: dict[str, float]) -> None:
-    """Save the state of every part, so that a crash at any moment leaves the old file or the new one."""
+def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, float], best: bool) -> None:
+    """Save the state of every part, so that a crash at any moment leaves the old files or the new ones."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = directory / "checkpoint.partial"
     torch.save(state | {"counters": counters}, partial)
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)  # the new name is durable too
-    older = sorted(other for other in path.parent.glob("step-*.pt") if other.name < path.name)
+    path = directory / f"step-{counters['step']:08d}.pt"
+    if best:  # first: a run that goes on from this step has its best
+        publish(shutil.copyfile(partial, directory / "best.partial"), directory / "best.pt")
+    publish(partial, path)
+    older = sorted(other for other in directory.glob("step-*.pt") if other.name < path.name)
     for old in older[: 1 - KEEP]:
         old.unlink()
 
 
+def publish(partial: Path, path: Path) -> None:
+    """Give a file its name once what it holds is on the disk, and wait until the name is too."""
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
