@@ -12,7 +12,7 @@ from scaffold.catalog import Catalog
 FILES = ("train.py", "model.py", "data.py")  # a task's own templates
 SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
 REQUIRES = ("torch>=2.9", "numpy>=1.26", "tqdm>=4.66")
-AUTOCAST = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
+DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     source = task.sources[answers.data]
     loggers = [catalog.loggers[name] for name in answers.loggers]
     chosen = set(answers.features)
-    ddp = answers.distributed == "ddp"
+    ddp, fsdp = (answers.distributed == name for name in ("ddp", "fsdp"))
+    distributed = ddp or fsdp
     gpu = answers.hardware == "gpu"
     fp16 = answers.precision == "fp16"
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
-    launch = f"torchrun --standalone --nproc-per-node {processes} train.py" if ddp else "python train.py"
+    launch = f"torchrun --standalone --nproc-per-node {processes} train.py" if distributed else "python train.py"
     parts = ["model", "optimizer", *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
     counters = [
         "step",
@@ -47,7 +48,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         *(["stale"] if "early-stopping" in chosen else []),
         *(["skipped"] if fp16 else []),
     ]
-    examples = ["args.batch_size", *(["world_size"] if ddp else [])]
+    examples = ["args.batch_size", *(["world_size"] if distributed else [])]
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
     requires = [*REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
@@ -69,9 +70,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "gpu": gpu,
         "tf32": answers.precision == "tf32",
         "fp16": fp16,
-        "autocast": AUTOCAST.get(answers.precision, ""),
+        "autocast": "" if fsdp else DTYPES.get(answers.precision, ""),
+        "param_dtype": DTYPES.get(answers.precision, "") if fsdp else "",
         "precision": answers.precision,
+        "distributed": distributed,
         "ddp": ddp,
+        "fsdp": fsdp,
         "grad_accum": "grad-accum" in chosen,
         "grad_clip": "grad-clip" in chosen,
         "ema": ema,
@@ -80,12 +84,13 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "deterministic": "deterministic" in chosen,
         "net": "ddp_model" if ddp else "model",  # what forward is called on in training
         "eval_net": "ema" if ema else "model",
-        "on_main": "rank == 0" if ddp else "",
-        "processes": 2 if ddp else 1,  # in the project's own tests
+        "on_main": "rank == 0" if distributed else "",
+        "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
+        "processes": 2 if distributed else 1,  # in the project's own tests
         "launch": launch,
         "global_batch": " * ".join(examples),
         "parts": as_dict(parts),
-        "counters": as_dict(counters),
+        "counters": "dict(" + ", ".join(f"{name}={name}" for name in counters) + ")",
         "requires": sorted(set(requires), key=str.lower),
         "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
@@ -94,4 +99,6 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     }
     files = {name: f"tasks/{task.name}/{name}.jinja" for name in FILES}
     files |= {name: f"project/{name.removeprefix('.')}.jinja" for name in SHARED}
+    if fsdp:
+        files["checkpoint.py"] = "project/sharded_checkpoint.py.jinja"
     return Plan(files, facts)

@@ -37,6 +37,7 @@ IMPORT_BLOCK = re.compile(
     r'(?:""".*?"""\n)?\n*(?P<imports>(?:(?:from|import) [^\n(]*(?:\([^)]*\))?\n(?:\n*(?=from |import ))?)+)',
     re.DOTALL,
 )
+WIDTH = 110  # characters a line
 OWN_MODULES = {"checkpoint", "data", "model", "record", "train"}
 
 
@@ -145,9 +146,16 @@ def sorted_imports(block: str, module: SymbolTable) -> str:
     for spelled in sorted(spelled for bound, spelled in plain.items() if bound in used):
         sections[section(spelled)].append(f"import {spelled}")
     for source in sorted(groups):
-        names = ", ".join(sorted(groups[source], key=import_order))
-        sections[section(source)].append(f"from {source} import {names}")
+        names = sorted(groups[source], key=import_order)
+        sections[section(source)].append(import_from(source, names))
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def import_from(source: str, names: list[str]) -> str:
+    line = f"from {source} import {', '.join(names)}"
+    if len(line) <= WIDTH:
+        return line
+    return f"from {source} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
 
 
 def referenced(scope: SymbolTable, names: set[str]) -> set[str]:

@@ -78,10 +78,10 @@ RULES = (
         "hardware=cpu or hardware=gpu",
     ),
     Rule(
-        "no-sharding-yet",
-        {"distributed": ("fsdp", "deepspeed")},
+        "no-deepspeed-yet",
+        {"distributed": ("deepspeed",)},
         "this version has no templates for it",
-        "distributed=ddp",
+        "distributed=fsdp",
     ),
 )
 

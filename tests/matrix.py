@@ -25,7 +25,7 @@ def everything(catalog: Catalog) -> Iterator[Answers]:
 
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
-    if answers.hardware == "tpu" or answers.distributed in ("fsdp", "deepspeed", "spmd"):
+    if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False

@@ -29,6 +29,7 @@ BUDGETS = {
     "precision=bf16": 8,
     "precision=fp16": 32,
     "distributed=ddp": 60,
+    "distributed=fsdp": 60,
     "logger=tensorboard": 8,
     "logger=wandb": 12,
     "with=grad-accum": 22,

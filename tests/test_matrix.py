@@ -24,13 +24,11 @@ RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#!|\0|jinja|scaffold", re.I
 
 # Words that speak of one choice, and the choice. A project may hold a word only if it was made.
 WORDS = {
-    r"\bddp\b|ddp_|DistributedDataParallel|torchrun|\brank\b|ranks|\bdist\.|processes do": (
-        "distributed",
-        "ddp",
-    ),
+    r"torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp fsdp"),
+    r"\bddp\b|ddp_|DistributedDataParallel": ("distributed", "ddp"),
     r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
     r"\bxla|\btpu": ("hardware", "tpu"),
-    r"fsdp|fully_shard": ("distributed", "fsdp"),
+    r"fsdp|fully_shard|shard|\bdcp\b": ("distributed", "fsdp"),
     r"deepspeed": ("distributed", "deepspeed"),
     r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
     r"bfloat16": ("precision", "bf16"),

@@ -644,7 +644,7 @@ def test_resume_with_another_batch(made: Make, tmp_path: Path) -> None:
     project = made(task="tabular")
     options = ["--epochs", 1, "--output-dir", tmp_path, "--resume"]
     assert train(project, *options, "--batch-size", 32, "--max-steps", 5).err == ""
-    assert "16 examples a step, 32 before" in train(project, *options, "--batch-size", 16).err
+    assert "16 examples a step, not 32" in train(project, *options, "--batch-size", 16).err
 
 
 def test_control_torn(tmp_path: Path) -> None:

@@ -76,5 +76,5 @@ def shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 def ordered_batches(num_examples: int, batch_size: int) -> list[np.ndarray]:
     """Every example once, in order."""
-    order = np.arange(num_examples)
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    num_batches = -(-num_examples // batch_size)  # rounded up
+    return np.array_split(np.arange(num_examples), num_batches)

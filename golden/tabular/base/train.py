@@ -74,7 +74,7 @@ def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.devi
     return F.cross_entropy(model(numeric, categorical), target)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, float]:
     model.eval()
     loss = correct = count = 0
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"cannot write to {args.output_dir}: {error.strerror}")
-    if any(checkpoints.glob("*.pt")) and not args.resume:
+    if any(checkpoints.iterdir()) and not args.resume:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
     saved = load_checkpoint(newest, parts) if newest else {}
     step, best = saved.get("step", 0), saved.get("best", -math.inf)
     if (before := saved.get("global_batch", global_batch)) != global_batch:
-        warnings.warn(f"{global_batch} examples a step, {before} before: the order does not go on", stacklevel=1)
+        warnings.warn(f"{global_batch} examples a step, not {before} as before: another order", stacklevel=1)
 
     order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
     loader = partial(
@@ -159,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
 
         stopping = stop.is_set()
         finished = step == last_step
-        counters = {"step": step, "best": best, "global_batch": global_batch}
+        counters = dict(step=step, best=best, global_batch=global_batch)
         if improved or stopping or finished or step % args.checkpoint_every == 0:
             check_parameters(model, step)
             save_checkpoint(checkpoints, parts, counters, best=improved)
