@@ -39,7 +39,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     fp16 = answers.precision == "fp16"
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
-    launch = f"torchrun --standalone --nproc-per-node {processes} train.py" if distributed else "python train.py"
+    torchrun = f"torchrun --standalone --nproc-per-node {processes} train.py"
     parts = ["model", "optimizer", *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
     counters = [
         "step",
@@ -87,7 +87,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "on_main": "rank == 0" if distributed else "",
         "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
         "processes": 2 if distributed else 1,  # in the project's own tests
-        "launch": launch,
+        "launch": torchrun if distributed else "python train.py",
         "global_batch": " * ".join(examples),
         "parts": as_dict(parts),
         "counters": "dict(" + ", ".join(f"{name}={name}" for name in counters) + ")",

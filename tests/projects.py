@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.plan import make_plan
@@ -303,12 +304,18 @@ def values(output_dir: Path, key: str) -> dict[int, float]:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The step checkpoints, oldest first."""
-    return sorted((output_dir / "checkpoints").glob("step-*.pt"))
+    return sorted((output_dir / "checkpoints").glob("step-*"))
 
 
 def load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    """A checkpoint's contents; of a folder of shards, all of them put together."""
+    state: dict[str, Any] = {}
+    if path.is_dir():
+        state["counters"] = json.loads((path / "contents.json").read_text())["counters"]
+        with tempfile.NamedTemporaryFile() as file:
+            dcp_to_torch_save(path, file.name)
+            return state | torch.load(file.name, map_location="cpu", weights_only=True)
+    return state | torch.load(path, map_location="cpu", weights_only=True)
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -39,7 +39,7 @@ def axes() -> dict[str, list[str]]:
         "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],
         "hardware": ["cpu", "gpu"],
         "precision": ["fp32", "tf32", "bf16", "fp16"],
-        "distributed": ["none", "ddp"],
+        "distributed": ["none", "ddp", "fsdp"],
     } | {name: ["off", "on"] for name in switches}
 
 
@@ -162,7 +162,7 @@ def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row)
     project = render(
         tmp_path / "demo", **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     )
-    ranks = 2 if chosen.distributed == "ddp" else 0
+    ranks = 0 if chosen.distributed == "none" else 2
     accum = 2 if "grad-accum" in chosen.features else 1
     regression = "regression" in chosen.features
     batch = math.ceil(num_examples(chosen) / (4 * (ranks or 1) * accum))

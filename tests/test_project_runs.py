@@ -61,6 +61,7 @@ def with_dropout(project: Path) -> Path:
 
 
 PARTIAL = '    partial = directory / "checkpoint.partial"\n'
+BEST_FIRST = "    if best:  # first"
 
 
 def suicidal(project: Path) -> Path:
@@ -75,9 +76,9 @@ def suicidal(project: Path) -> Path:
         "        check_finite(metrics",
         '        kill_at("evaluated", step)\n        check_finite(metrics',
     )
-    edit(train_py, "        counters = {", '        kill_at("logged", step)\n        counters = {')
+    edit(train_py, "        counters = dict(", '        kill_at("logged", step)\n        counters = dict(')
     edit(train_py, "PROJECT = ", "import signal\nfrom checkpoint import kill_at\n\nPROJECT = ")
-    edit(checkpoint_py, PARTIAL, PARTIAL + "    saving['step'] = counters['step']\n")
+    edit(checkpoint_py, BEST_FIRST, "    saving['step'] = counters['step']\n" + BEST_FIRST)
     edit(
         checkpoint_py,
         "    partial.replace(path)\n",
@@ -170,8 +171,9 @@ def test_max_steps_leaves_the_schedule_alone(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_schedule_over_ranks_and_resumes(made: Make, tmp_path: Path, task: str) -> None:
-    project = made(task=task, distributed="ddp", features=("grad-accum",))
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_schedule_over_ranks_and_resumes(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
+    project = made(task=task, distributed=distributed, features=("grad-accum",))
     options = [*SCHEDULE, "--batch-size", 4, "--grad-accum", 2, "--output-dir", tmp_path]
     train_ranks(project, *options, "--max-steps", 12)
     train_ranks(project, *options, "--max-steps", 28, "--resume")
@@ -250,10 +252,11 @@ def test_killed_with_workers(made: Make, whole: Callable[..., Path], tmp_path: P
 
 @pytest.mark.parametrize("moment", ["mid-epoch", "after an evaluation", "saving", "last save"])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_ranks_killed(
-    made: Make, whole: Callable[..., Path], tmp_path: Path, moment: str, workers: int
+    made: Make, whole: Callable[..., Path], tmp_path: Path, moment: str, workers: int, distributed: str
 ) -> None:
-    project = made(with_dropout, suicidal, task="tabular", distributed="ddp")
+    project = made(with_dropout, suicidal, task="tabular", distributed=distributed)
     killed_and_resumed(project, tmp_path, MOMENTS[moment].replace("29", "15"), workers, ranks=2)
     assert same_run(whole(project, *SHORT, ranks=2), tmp_path)
 
@@ -296,12 +299,13 @@ def storm(project: Path, output_dir: Path, kills: int, seed: int, ranks: int, *o
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("distributed", ["none", "ddp", "fsdp"])
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_at_random(
-    made: Make, whole: Callable[..., Path], tmp_path: Path, task: str, ranks: int, seed: int
+    made: Make, whole: Callable[..., Path], tmp_path: Path, task: str, distributed: str, seed: int
 ) -> None:
-    project = made(with_dropout, task=task, distributed="ddp" if ranks else "none")
+    project = made(with_dropout, task=task, distributed=distributed)
+    ranks = 0 if distributed == "none" else 2
     options = ["--epochs", 4, "--checkpoint-every", 9, "--batch-size", 16 if ranks else 32]
     storm(project, tmp_path, 8, seed, ranks, *options)
     assert same_run(whole(project, *options, ranks=ranks), tmp_path)
@@ -378,8 +382,11 @@ def test_sigterm(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_sigterm_to_one_rank(made: Make, whole: Callable[..., Path], tmp_path: Path, victim: int) -> None:
-    project = made(with_dropout, task="tabular", distributed="ddp")
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_sigterm_to_one_rank(
+    made: Make, whole: Callable[..., Path], tmp_path: Path, victim: int, distributed: str
+) -> None:
+    project = made(with_dropout, task="tabular", distributed=distributed)
     options = ["--epochs", 20, "--batch-size", 8, "--max-steps", 500]
     pids = server().start(project, *options, "--output-dir", tmp_path, ranks=2)
     until(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) > 5)
@@ -464,6 +471,11 @@ def flip_bits(path: Path) -> None:
     path.write_bytes(content)
 
 
+def shard(path: Path) -> Path:
+    """The file to spoil: the checkpoint, or the last of its shards."""
+    return max(path.glob("*.distcp")) if path.is_dir() else path
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: os.truncate(path, path.stat().st_size * 2 // 3),
     "zero bytes": lambda path: os.truncate(path, 0),
@@ -479,7 +491,7 @@ def damaged(project: Path, output_dir: Path, damage: str, ranks: int = 0) -> Res
     train_ranks(project, *options, "--max-steps", 30, ranks=ranks)
     *older, newest = checkpoints(output_dir)
     assert older and newest.stem == "step-00000030"
-    DAMAGES[damage](newest)
+    DAMAGES[damage](shard(newest))
     return train_ranks(project, *options, ranks=ranks)[0]
 
 
@@ -492,11 +504,12 @@ def test_damaged_checkpoint(made: Make, whole: Callable[..., Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bits"])
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_damaged_checkpoint_of_ranks(
-    made: Make, whole: Callable[..., Path], tmp_path: Path, damage: str
+    made: Make, whole: Callable[..., Path], tmp_path: Path, damage: str, distributed: str
 ) -> None:
-    project = made(distributed="ddp")
-    assert "step-00000030.pt is damaged" in damaged(project, tmp_path, damage, ranks=2).err
+    project = made(distributed=distributed)
+    assert "step-00000030" in damaged(project, tmp_path, damage, ranks=2).err
     assert same_run(whole(project, *SHORT, ranks=2), tmp_path)
 
 
@@ -1013,8 +1026,9 @@ def test_each_epoch_covers_the_set_once(made: Make, tmp_path: Path) -> None:
     assert set(Counter(uneven).values()) == {2, 3}
 
 
-def test_each_epoch_over_ranks_covers_the_set_once(made: Make, tmp_path: Path) -> None:
-    project = made(with_spy, task="tabular", distributed="ddp")
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_each_epoch_over_ranks_covers_the_set_once(made: Make, tmp_path: Path, distributed: str) -> None:
+    project = made(with_spy, task="tabular", distributed=distributed)
     seen = joined(examples(project, tmp_path / "run", "--epochs", 2, "--batch-size", 35, ranks=2))
     assert len(seen) == 910
     assert Counter(seen) == dict.fromkeys(seen, 2)
@@ -1038,12 +1052,13 @@ def test_augmentation_differs_between_epochs(made: Make, tmp_path: Path) -> None
 # evaluation and ranks
 
 
-def test_evaluation_counts_every_example_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_evaluation_counts_every_example_once(tmp_path: Path, distributed: str) -> None:
     """Also when there are fewer examples than ranks, or a number that does not divide."""
     found = {}
     for size in (1, 7):
         for ranks in (0, 2):
-            project = render(tmp_path / f"{size}-{ranks}", distributed="ddp" if ranks else "none")
+            project = render(tmp_path / f"{size}-{ranks}", distributed=distributed if ranks else "none")
             old = "Images(images[held_out], labels[held_out])"
             edit(project / "data.py", old, f"Images(images[held_out][:{size}], labels[held_out][:{size}])")
             options = ["--lr", 0, "--epochs", 1, "--batch-size", 120 if ranks else 240]
@@ -1055,9 +1070,10 @@ def test_evaluation_counts_every_example_once(tmp_path: Path) -> None:
     assert found[1, 0] != found[7, 0]
 
 
-def test_two_ranks_train_as_one(made: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one(made: Make, tmp_path: Path, distributed: str) -> None:
     train(made(task="tabular"), "--batch-size", 32, "--max-steps", 30, "--output-dir", tmp_path / "one")
-    project = made(task="tabular", distributed="ddp")
+    project = made(task="tabular", distributed=distributed)
     train_ranks(project, "--batch-size", 16, "--max-steps", 30, "--output-dir", tmp_path / "two")
     one, two = (load(checkpoints(tmp_path / name)[-1])["model"] for name in ("one", "two"))
     for name, value in one.items():
@@ -1079,8 +1095,11 @@ def nan_on_one_rank(project: Path, output_dir: Path) -> list[Result]:
     return train_ranks(project, *options, check=False, timeout=60)
 
 
-def test_nan_on_one_rank(tmp_path: Path) -> None:
-    results = nan_on_one_rank(render(tmp_path / "demo", task="tabular", distributed="ddp"), tmp_path / "out")
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_nan_on_one_rank(tmp_path: Path, distributed: str) -> None:
+    results = nan_on_one_rank(
+        render(tmp_path / "demo", task="tabular", distributed=distributed), tmp_path / "out"
+    )
     for result in results:
         assert result.code == 1
         assert "Traceback" not in result.err
@@ -1089,9 +1108,10 @@ def test_nan_on_one_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_ranks_always_end(made: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_ranks_always_end(made: Make, tmp_path: Path, distributed: str) -> None:
     """Gloo's threads can lock up with the interpreter's end: many short runs, none of which may hang."""
-    project = made(task="tabular", distributed="ddp")
+    project = made(task="tabular", distributed=distributed)
     for number in range(60):
         train_ranks(project, "--max-steps", 2, "--output-dir", tmp_path / str(number), timeout=30)
 
@@ -1106,6 +1126,8 @@ def test_ranks_always_end(made: Make, tmp_path: Path) -> None:
         pytest.param("image-classification", "none", marks=pytest.mark.heavy),
         ("tabular", "ddp"),
         pytest.param("image-classification", "ddp", marks=pytest.mark.heavy),
+        ("tabular", "fsdp"),
+        pytest.param("image-classification", "fsdp", marks=pytest.mark.heavy),
     ],
 )
 def test_as_the_readme_says(
@@ -1114,7 +1136,7 @@ def test_as_the_readme_says(
     """Python and torchrun themselves do what the forked processes of these tests do."""
     project = made(task=task, distributed=distributed)
     words = ["train.py", *SHORT, "--output-dir", tmp_path]
-    ddp = distributed == "ddp"
-    projects.run(project, projects.torchrun(*words) if ddp else projects.python(*words))
-    assert same_run(whole(project, *SHORT, ranks=2 if ddp else 0), tmp_path)
+    alone = distributed == "none"
+    projects.run(project, projects.python(*words) if alone else projects.torchrun(*words))
+    assert same_run(whole(project, *SHORT, ranks=0 if alone else 2), tmp_path)
     assert same_bits(*(load(checkpoints(tmp_path)[-1]) for _ in range(2)))

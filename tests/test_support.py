@@ -25,7 +25,7 @@ def label(answers: Answers) -> str:
 def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
     given = answers.to_dict()
     project = render(tmp_path / "demo", **{key: given[key] for key in CORE})
-    ranks = 2 if answers.distributed == "ddp" else 0
+    ranks = 0 if answers.distributed == "none" else 2
     options = ["--device", "cpu", "--batch-size", 8, "--warmup-steps", 2, "--output-dir", tmp_path / "out"]
     train_ranks(project, *options, "--max-steps", 3, ranks=ranks, timeout=300)
     train_ranks(project, *options, "--max-steps", 6, "--resume", ranks=ranks, timeout=300)
