@@ -58,6 +58,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "args.seed": "seed=0" if task.facts["seeded"] else "",
     }
     facts = {
+        "blocks": "",  # what FSDP gathers one at a time, where the task names it
         **task.facts,
         **{feature.replace("-", "_"): feature in chosen for feature in task.features},
         "name": answers.name,

@@ -64,7 +64,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield ""
     yield "Made from test results by `python -m tests.support`; nothing here claims more than was run."
     yield "*trained-CPU*: generated, trained for some steps, stopped, resumed, and its record checked, on"
-    yield "processors: `gpu` projects with `--device cpu`, DDP with two processes over gloo. *rendered-only*:"
+    yield "processors: `gpu` projects with `--device cpu`, DDP and FSDP with two processes over gloo. *rendered-only*:"
     yield "generated, parsed, linted. No row was run on a GPU: no such machine was at hand."
     yield ""
     yield f"Run on {', '.join(dates)} with PyTorch {', '.join(torches)}, Python 3.11, Linux."
