@@ -34,7 +34,7 @@ def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, 
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Give a file its name once what it holds is on the disk, and wait until the name is too."""
+    """Give what was saved its name once it is on the disk, and wait until the name is too."""
     sync(partial)
     partial.replace(path)
     sync(path.parent)
