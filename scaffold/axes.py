@@ -43,8 +43,8 @@ AXES = (
         values={
             "fp32": "32-bit floats throughout",
             "tf32": "32-bit floats, matrix products on TF32 units",
-            "bf16": "autocast to bfloat16",
-            "fp16": "autocast to float16, with loss scaling",
+            "bf16": "16-bit brain floats: autocast, under FSDP the policy of its parameters",
+            "fp16": "16-bit floats in the same places, with loss scaling",
         },
     ),
     Axis(

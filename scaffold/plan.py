@@ -44,7 +44,6 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     counters = [
         "step",
         "best",
-        "global_batch",
         *(["stale"] if "early-stopping" in chosen else []),
         *(["skipped"] if fp16 else []),
     ]
@@ -91,7 +90,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "launch": torchrun if distributed else "python train.py",
         "global_batch": " * ".join(examples),
         "parts": as_dict(parts),
-        "counters": "dict(" + ", ".join(f"{name}={name}" for name in counters) + ")",
+        "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),
         "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
         "build_args": ", ".join(key for key, value in build_args.items() if value),

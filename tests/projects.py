@@ -311,7 +311,7 @@ def load(path: Path) -> dict[str, Any]:
     """A checkpoint's contents; of a folder of shards, all of them put together."""
     state: dict[str, Any] = {}
     if path.is_dir():
-        state["counters"] = json.loads((path / "contents.json").read_text())["counters"]
+        state["counters"] = json.loads((path / "counters.json").read_text())
         with tempfile.NamedTemporaryFile() as file:
             dcp_to_torch_save(path, file.name)
             return state | torch.load(file.name, map_location="cpu", weights_only=True)

@@ -76,7 +76,7 @@ def suicidal(project: Path) -> Path:
         "        check_finite(metrics",
         '        kill_at("evaluated", step)\n        check_finite(metrics',
     )
-    edit(train_py, "        counters = dict(", '        kill_at("logged", step)\n        counters = dict(')
+    edit(train_py, "        counters = {", '        kill_at("logged", step)\n        counters = {')
     edit(train_py, "PROJECT = ", "import signal\nfrom checkpoint import kill_at\n\nPROJECT = ")
     edit(checkpoint_py, BEST_FIRST, "    saving['step'] = counters['step']\n" + BEST_FIRST)
     edit(
@@ -381,6 +381,31 @@ def test_sigterm(
     assert same_run(whole(project, *options), tmp_path)
 
 
+@pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
+def test_sigterm_while_loaders_start(made: Make, tmp_path: Path, delay: float) -> None:
+    """Each evaluation starts loaders; a signal to the group finds them at any moment of their birth."""
+    project = made(task="tabular")
+    options = ["--epochs", 3000, "--batch-size", 240, "--workers", 2, "--output-dir", tmp_path]
+    [pid] = server().start(project, *options)
+    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) > 5)
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    known = set(children.read_text().split())
+    until(lambda: set(children.read_text().split()) - known, every=0)
+    time.sleep(delay)
+    os.killpg(pid, signal.SIGTERM)
+    [result] = server().wait(60)
+    assert (result.code, result.err) == (143, "")
+    last = metrics(tmp_path)[-1]["step"]
+    assert load(checkpoints(tmp_path)[-1])["counters"]["step"] in (last, last + 1)
+
+
+def test_control_loaders_in_the_group(tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / "train.py", "os.register_at_fork(after_in_child=os.setpgrp)", "pass")
+    options = ["--epochs", 4, "--batch-size", 8, "--max-steps", 180, "--workers", 2]
+    assert stopped(project, tmp_path / "out", *options, group=True).code != 143
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_sigterm_to_one_rank(
@@ -652,12 +677,23 @@ def test_blank_lines_in_the_record(made: Make, tmp_path: Path) -> None:
     assert record.read_text().startswith(f"{first}\n\n{rest}")
 
 
-def test_resume_with_another_batch(made: Make, tmp_path: Path) -> None:
-    """It goes on, but not in silence: the order of the data is another from there."""
+def test_resume_with_other_options(made: Make, tmp_path: Path) -> None:
+    """It goes on, but not in silence: the order of the data, or the schedule, is another from there."""
     project = made(task="tabular")
-    options = ["--epochs", 1, "--output-dir", tmp_path, "--resume"]
-    assert train(project, *options, "--batch-size", 32, "--max-steps", 5).err == ""
-    assert "16 examples a step, not 32" in train(project, *options, "--batch-size", 16).err
+    options = ["--epochs", 2, "--output-dir", tmp_path, "--resume"]
+    assert "another" not in train(project, *options, "--max-steps", 5).out
+    assert "another" not in train(project, *options, "--max-steps", 8).out
+    out = train(project, *options, "--batch-size", 16, "--seed", 7, "--max-steps", 10).out
+    assert "resumed with another batch_size: 16, not 32" in out
+    assert "resumed with another seed: 7, not 0" in out
+
+
+def test_resume_with_a_damaged_run_json(made: Make, tmp_path: Path) -> None:
+    project = made(task="tabular")
+    train(project, "--max-steps", 2, "--output-dir", tmp_path)
+    (tmp_path / "run.json").write_text('{"argum')
+    train(project, "--max-steps", 3, "--output-dir", tmp_path, "--resume")
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
 
 
 def test_control_torn(tmp_path: Path) -> None:

@@ -118,6 +118,28 @@ def test_another_architecture(project: Path, trained: Path, tmp_path: Path) -> N
     assert projects.metrics(trained) == before
 
 
+def test_a_layer_less(trained: Path, tmp_path: Path) -> None:
+    """Parameters that the model no longer has are not passed over."""
+    other = render(tmp_path / "demo", task="tabular", distributed="fsdp")
+    edit(other / "model.py", "            nn.Linear(width, width),\n            nn.GELU(),\n", "")
+    edit(other / "model.py", "self.deep[-1]", "self.deep[2]")
+    options = [*OPTIONS, "--max-steps", 22, "--resume", "--output-dir", trained]
+    for result in train_ranks(other, *options, check=False):
+        assert result.code == 1 and "does not fit" in result.message
+
+
+@pytest.mark.parametrize("text", ["null", "{}", '{"counters.json": "0"}', '{"a'])
+@pytest.mark.parametrize("name", ["digests.json", "counters.json"])
+def test_damaged_papers(project: Path, trained: Path, tmp_path: Path, name: str, text: str) -> None:
+    """What lies beside the shards is guarded as they are."""
+    shutil.copytree(trained, tmp_path / "out")
+    (checkpoints(tmp_path / "out")[-1] / name).write_text(text)
+    (tmp_path / "out" / "checkpoints" / "checkpoint.partial").touch()  # what another kind of run may leave
+    options = [*OPTIONS, "--max-steps", 20, "--resume", "--output-dir", tmp_path / "out"]
+    assert "is damaged" in train_ranks(project, *options)[0].err
+    assert same_bits(*(load(checkpoints(place)[-1]) for place in (trained, tmp_path / "out")))
+
+
 def test_seeded_apart(project: Path, trained: Path, tmp_path: Path) -> None:
     """All processes start from the first one's parameters, whatever else they drew."""
     other = render(tmp_path / "demo", task="tabular", distributed="fsdp")

@@ -63,8 +63,9 @@ def is_intact(path: Path) -> bool:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
-            folders = any(record.external_attr for record in archive.infolist())  # torch would read zeros
-            return archive.testzip() is None and not folders
+            # a record marked as a folder would be read as zeros
+            marked = any(record.external_attr for record in archive.infolist())
+            return archive.testzip() is None and not marked
     except Exception:  # damage shows in as many ways as there are bytes
         return False
 
@@ -76,5 +77,5 @@ def load_checkpoint(path: Path, parts: dict[str, Any]) -> dict[str, float]:
         try:
             part.load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError):
-            sys.exit(f"{path} does not fit: its {name} is another; choose a new --output-dir")
+            sys.exit(f"{path} does not fit: its {name} differs; choose a new --output-dir")
     return state["counters"]

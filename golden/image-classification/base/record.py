@@ -55,4 +55,19 @@ def write_run(path: Path, arguments: dict[str, Any], device: torch.device) -> No
         "world_size": 1,
         "git_commit": git.stdout.strip() or None,
     }
-    path.write_text(json.dumps(run, indent=2, default=str) + "\n")
+    text = json.dumps(run, indent=2, default=str)
+    for change in changes(path, json.loads(text)):
+        tqdm.write(f"resumed with another {change}")
+    path.write_text(text + "\n")
+
+
+def changes(path: Path, run: dict[str, Any]) -> list[str]:
+    """What the run before was given and this one is not."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):  # there was none
+        return []
+    old, new = ({**record["arguments"], "world_size": record["world_size"]} for record in (before, run))
+    free = {"resume", "max_steps"}  # they change nothing of the steps that are run
+    names = [name for name in new if name in old and new[name] != old[name] and name not in free]
+    return [f"{name}: {new[name]}, not {old[name]}" for name in names]

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,6 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def leave_group(worker: int) -> None:
-    """Out of the reach of signals to the whole process group: loaders end when the program ends them."""
-    os.setpgrp()
-
-
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
     return F.cross_entropy(model(images), labels)
@@ -98,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end the loaders first
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
 
@@ -113,15 +108,12 @@ def main(args: argparse.Namespace) -> None:
     newest = newest_checkpoint(checkpoints) if args.resume else None
     saved = load_checkpoint(newest, parts) if newest else {}
     step, best = saved.get("step", 0), saved.get("best", -math.inf)
-    if (before := saved.get("global_batch", global_batch)) != global_batch:
-        warnings.warn(f"{global_batch} examples a step, not {before} as before: another order", stacklevel=1)
 
     order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
     loader = partial(
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
-        worker_init_fn=leave_group,
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
@@ -159,7 +151,7 @@ def main(args: argparse.Namespace) -> None:
 
         stopping = stop.is_set()
         finished = step == last_step
-        counters = dict(step=step, best=best, global_batch=global_batch)
+        counters = {"step": step, "best": best}
         if improved or stopping or finished or step % args.checkpoint_every == 0:
             check_parameters(model, step)
             save_checkpoint(checkpoints, parts, counters, best=improved)
