@@ -689,10 +689,11 @@ def test_resume_with_other_options(made: Make, tmp_path: Path) -> None:
     assert "resumed with another seed: 7, not 0" in out
 
 
-def test_resume_with_a_damaged_run_json(made: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"argum', "null", "{}"])
+def test_resume_with_a_damaged_run_json(made: Make, tmp_path: Path, text: str) -> None:
     project = made(task="tabular")
     train(project, "--max-steps", 2, "--output-dir", tmp_path)
-    (tmp_path / "run.json").write_text('{"argum')
+    (tmp_path / "run.json").write_text(text)
     train(project, "--max-steps", 3, "--output-dir", tmp_path, "--resume")
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
 
