@@ -72,6 +72,13 @@ RULES = (
         "without compile",
     ),
     Rule(
+        "async-checkpoint-fsdp",
+        {"with": ("async-checkpoint",)},
+        "it is for checkpoints of many shards",
+        "distributed=fsdp",
+        unless={"distributed": ("fsdp",)},
+    ),
+    Rule(
         "no-tpu-yet",
         {"hardware": ("tpu",)},
         "this version has no TPU templates",

@@ -39,6 +39,7 @@ WORDS = {
     r"patience|stale": ("with", "early-stopping"),
     r"\bcompile": ("with", "compile"),
     r"deterministic|CUBLAS": ("with", "deterministic"),
+    r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
     r"regression|mse_loss|rmse": ("with", "regression"),
     r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
     r"wandb": ("logger", "wandb"),
@@ -179,7 +180,7 @@ def test_line_budgets(findings: Findings) -> None:
     assert findings.longest["train.py"] <= 300
     assert findings.longest["model.py"] <= 150
     assert findings.longest["data.py"] <= 150
-    assert findings.longest["checkpoint.py"] <= 150
+    assert findings.longest["checkpoint.py"] <= 170
     plain = Renderer(catalog := load_catalog()).tree(
         make_plan(Answers("demo", "image-classification", "sample", "cpu", "fp32", "none"), catalog)
     )
@@ -194,7 +195,7 @@ def covering_projects(findings: Findings, tmp_path_factory: pytest.TempPathFacto
         folder = root / f"p{number}"
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_text(text)
-    own = ("checkpoint", "data", "model", "record", "train")
+    own = ("checkpoint", "data", "loggers", "model", "record", "train")
     settings = "line-length = 110\nlint.select = ['E', 'F', 'I']\n"
     (root / "ruff.toml").write_text(settings + f"lint.isort.known-first-party = {list(own)}\n")
     return root
