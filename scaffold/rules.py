@@ -74,8 +74,8 @@ RULES = (
     Rule(
         "async-checkpoint-fsdp",
         {"with": ("async-checkpoint",)},
-        "it is for checkpoints of many shards",
-        "distributed=fsdp",
+        "it is for the sharded checkpoints of distributed=fsdp",
+        "without async-checkpoint",
         unless={"distributed": ("fsdp",)},
     ),
     Rule(
