@@ -294,6 +294,43 @@ def diff(
 
 
 @app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="a project", show_default=False)] = Path("."),
+    options: Annotated[
+        list[str] | None, typer.Argument(help="options for its train.py, after --", show_default=False)
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="the Python of the project's environment")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a project, kill it, stop it, damage its checkpoints, and say what it keeps of its guarantees."""
+    with one_line():
+        import tempfile
+        from dataclasses import asdict
+
+        from scaffold.catalog import load_catalog
+        from scaffold.project import read_answers
+        from scaffold.report import finding_lines
+        from scaffold.trial import Trial, project_python
+        from scaffold.verify import verify as findings_of
+
+        answers = read_answers(path, load_catalog())
+        ranks = 0 if answers.distributed == "none" else 2
+        findings = []
+        with tempfile.TemporaryDirectory() as scratch:
+            command = python or project_python(path)
+            trial = Trial(path.resolve(), command, ranks, tuple(options or ()), Path(scratch))
+            for finding in findings_of(trial, answers):
+                findings.append(finding)
+                if not as_json:
+                    typer.echo("\n".join(finding_lines(finding)))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(any(finding.state == "broken" for finding in findings))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog

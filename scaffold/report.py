@@ -10,6 +10,7 @@ from typing import Any
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules
+from scaffold.verify import Finding
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,10 @@ def tree_lines(paths: list[str]) -> Iterator[str]:
             seen.add(folder)
             yield f"  {folder}/"
         yield ("    " if folder else "  ") + file
+
+
+def finding_lines(finding: Finding) -> Iterator[str]:
+    """A line for each property, a second where something is wrong or does not apply."""
+    yield f"{finding.state:<15}{finding.number:>3}  {finding.title}"
+    if finding.detail:
+        yield f"{'':<20}{finding.detail}"
