@@ -594,7 +594,8 @@ def test_control_damage_unnoticed(tmp_path: Path) -> None:
     train(project, *SHORT, "--output-dir", tmp_path / "whole")
     with pytest.raises(AssertionError):
         damaged(project, tmp_path / "out", "truncated")
-    damaged(project, tmp_path / "flipped", "flipped bits")
+    with suppress(AssertionError):  # it may not even load
+        damaged(project, tmp_path / "flipped", "flipped bits")
     assert not same_run(tmp_path / "whole", tmp_path / "flipped")
 
 

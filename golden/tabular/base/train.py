@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end the loaders first
+    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end loaders
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
 
