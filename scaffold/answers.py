@@ -107,7 +107,7 @@ def parse_words(words: Iterable[str], base: Mapping[str, Any]) -> dict[str, Any]
                 raise RequestError(f"{word!r}: {key} takes one value, write {key}={value}")
             changes[key] = value
             continue
-        items = list(several(key, [value]))
+        items = [item for item in value.split(",") if item]
         now = list(changes.get(key, base.get(key, ())))
         if sign == "+":
             items = now + items

@@ -86,7 +86,6 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "eval_net": "ema" if ema else "model",
         "on_main": "rank == 0" if distributed else "",
         "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
-        "processes": 2 if distributed else 1,  # in the project's own tests
         "launch": torchrun if distributed else "python train.py",
         "global_batch": " * ".join(examples),
         "parts": as_dict(parts),

@@ -853,6 +853,7 @@ def test_diff_of_what_is_there_already(run: Run) -> None:
         (("with-=ema",), "ema is not chosen there"),
         (("with=ema,ema",), "with 'ema' was given twice"),
         (("with=ema", "with+=ema"), "with 'ema' was given twice"),
+        (("with=ema", "with+=none"), "with 'none' cannot stand beside others"),
         (("logger=none,wandb",), "logger 'none' cannot stand beside others"),
         (("task=tabular", "data=mnist"), "choose task=image-classification"),
         (("precision=tf32", "hardware=cpu"), "precision tf32 with hardware cpu is not possible"),

@@ -65,9 +65,9 @@ def changes(path: Path, run: dict[str, Any]) -> list[str]:
     """What the run before was given and this one is not."""
     try:
         before = json.loads(path.read_text())
-    except (OSError, ValueError):  # there was none
+        old, new = ({**record["arguments"], "world_size": record["world_size"]} for record in (before, run))
+    except (OSError, ValueError, KeyError, TypeError):  # there was none, or half of one
         return []
-    old, new = ({**record["arguments"], "world_size": record["world_size"]} for record in (before, run))
     free = {"resume", "max_steps"}  # they change nothing of the steps that are run
     names = [name for name in new if name in old and new[name] != old[name] and name not in free]
     return [f"{name}: {new[name]}, not {old[name]}" for name in names]
