@@ -295,38 +295,43 @@ def diff(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="a project", show_default=False)] = Path("."),
-    options: Annotated[
-        list[str] | None, typer.Argument(help="options for its train.py, after --", show_default=False)
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH] [-- OPTION...]", help="a project, and options for its train.py", show_default=False
+        ),
     ] = None,
     python: Annotated[
         str | None, typer.Option(metavar="PYTHON", help="the Python of the project's environment")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a project, kill it, stop it, damage its checkpoints, and say what it keeps of its guarantees."""
+    """Run a project, kill it, stop it, damage its checkpoints: which of its guarantees does it keep?"""
     with one_line():
-        import tempfile
         from dataclasses import asdict
 
         from scaffold.catalog import load_catalog
         from scaffold.project import read_answers
-        from scaffold.report import finding_lines
-        from scaffold.trial import Trial, project_python
+        from scaffold.report import finding_lines, summary
+        from scaffold.trial import trial
+        from scaffold.verify import check_options
         from scaffold.verify import verify as findings_of
 
-        answers = read_answers(path, load_catalog())
+        options = list(words or ())
+        path = Path(options.pop(0) if options and not options[0].startswith("-") else ".")
+        check_options(options)
+        catalog = load_catalog()
+        answers = read_answers(path, catalog)
+        source = catalog.task(answers.task).sources[answers.data]
+        env = {key: value for name in answers.loggers for key, value in catalog.loggers[name].test_env.items()}
         ranks = 0 if answers.distributed == "none" else 2
         findings = []
-        with tempfile.TemporaryDirectory() as scratch:
-            command = python or project_python(path)
-            trial = Trial(path.resolve(), command, ranks, tuple(options or ()), Path(scratch))
-            for finding in findings_of(trial, answers):
+        with trial(path.resolve(), python, ranks, options, env) as runs:
+            for finding in findings_of(runs, answers, source):
                 findings.append(finding)
                 if not as_json:
                     typer.echo("\n".join(finding_lines(finding)))
-    if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else summary(findings))
     raise typer.Exit(any(finding.state == "broken" for finding in findings))
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules
-from scaffold.verify import Finding
+
+if TYPE_CHECKING:
+    from scaffold.verify import Finding
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,8 @@ def finding_lines(finding: Finding) -> Iterator[str]:
     yield f"{finding.state:<15}{finding.number:>3}  {finding.title}"
     if finding.detail:
         yield f"{'':<20}{finding.detail}"
+
+
+def summary(findings: list[Finding]) -> str:
+    states = Counter(finding.state for finding in findings)
+    return ", ".join(f"{count} {state}" for state, count in states.items())

@@ -1,7 +1,6 @@
-"""Runs of a project in real processes: whole, killed, stopped, and what they left on the disk.
+"""Runs of a project in real processes, whole, killed or stopped, and what they left on the disk.
 
-Failures are made from outside: a small program around train.py strikes at an optimizer step or in a save.
-Nothing is imported from the project here, and nothing of torch: its own Python does that.
+Nothing is imported from the project here, and nothing of torch: the project's own Python does that, in warm.py.
 """
 
 from __future__ import annotations
@@ -13,166 +12,107 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import dataclass, field
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scaffold.errors import RequestError
 
-# Around train.py: strikes where TRIAL says, at the k-th optimizer step or at the k-th rename of a file.
-AROUND = """
-import json, os, runpy, sys
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-strike = json.loads(os.environ["TRIAL"])
-seen = {"step": 0, "rename": 0}
-
-def count(place):
-    seen[place] += 1
-    here = os.environ.get("RANK", "0") == strike.get("rank", "0")
-    if here and place == strike.get("at") and seen[place] == strike["number"]:
-        os.kill(os.getpid(), strike["signal"])
-
-replace = os.replace
-def counted_replace(*arguments, **options):
-    count("rename")
-    return replace(*arguments, **options)
-
-os.replace = counted_replace
-register_optimizer_step_post_hook(lambda *_: count("step"))
-sys.argv, sys.path[0] = sys.argv[1:], os.getcwd()
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-# What checkpoints hold: for each path a digest of every leaf, whether all is finite, or why it did not load.
-LOOK = """
-import hashlib, json, sys, tempfile
-import torch
-
-def leaves(value, name=""):
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
-    if items is None:
-        yield name, value
-    else:
-        for key, part in items:
-            yield from leaves(part, f"{name}.{key}")
-
-def look(path):
-    if not path.endswith(".pt"):
-        from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-        with tempfile.NamedTemporaryFile() as file:
-            dcp_to_torch_save(path, file.name)
-            state = torch.load(file.name, map_location="cpu", weights_only=True)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    found, finite = {}, True
-    for name, leaf in leaves(state):
-        if isinstance(leaf, torch.Tensor):
-            finite = finite and bool(leaf.isfinite().all())
-            leaf = hashlib.sha256(leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-        found[name] = repr(leaf)
-    return {"leaves": found, "finite": finite}
-
-results = []
-for path in sys.argv[1:]:
-    try:
-        results.append(look(path))
-    except Exception as error:
-        results.append({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
-print(json.dumps(results))
-"""
+# quiet, on the processor, uncompiled (which takes longer than all the rest), and nothing left in the project
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @dataclass(frozen=True)
 class Strike:
-    """Send `signal` to one process at the `number`-th optimizer step or rename since it started."""
+    """A signal to one process at its `number`-th optimizer step, torch.save or rename of a file."""
 
     at: str
     number: int
-    signal: int = signal.SIGKILL
+    sends: int = signal.SIGKILL
     rank: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """How the processes of a run ended, and what each said."""
+
     codes: tuple[int, ...]
-    err: str
+    errs: tuple[str, ...]
+    late: bool
 
     @property
-    def last_line(self) -> str:
-        return self.err.strip().rpartition("\n")[2]
+    def failure(self) -> str:
+        """Why it did not end well, in a line, or nothing."""
+        if self.late:
+            return "it did not end in time"
+        failed = [(code, err) for code, err in zip(self.codes, self.errs, strict=True) if code]
+        # of several, one that was not killed because of another
+        code, err = next((one for one in failed if one[0] > 0), failed[0] if failed else (0, ""))
+        lines = [line.partition("]: ")[2] if line.startswith("[rank") else line for line in err.splitlines()]
+        said = [line.strip() for line in lines if line.strip() and not line.startswith("[")]
+        return f"it ended with {code}: {said[-1] if said else 'it said nothing'}" if code else ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trial:
     """One project, run with the same options into folders of `scratch`."""
 
     project: Path
-    python: str
-    ranks: int
+    ranks: int  # 0 for a program that is one process
     options: tuple[str, ...]
     scratch: Path
-    timeout: float = 300
-    looked: dict[Path, dict[str, Any]] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Can this Python run the project at all?"""
-        command = [self.python, "-c", "import torch"]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=120, cwd=self.project)
-        except OSError as error:
-            raise RequestError(f"{self.python} cannot be run: {error.strerror}") from None
-        if done.returncode:
-            raise RequestError(
-                f"{self.python} has no torch: name the Python of the project's environment with --python"
-            )
+    warm: subprocess.Popen[str] = field(repr=False)
+    batch_size: int = 8
+    limit: float = 300  # seconds a run may take
 
     def run(
         self,
         name: str,
         *options: object,
         strike: Strike | None = None,
+        still: bool = False,
         ranks: int | None = None,
-        batch_size: int = 8,
-        env: dict[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Run train.py to its end; `--resume` is always given, so a run goes on where there is one."""
-        count = self.ranks if ranks is None else ranks
-        fixed = ["--device", "cpu", "--batch-size", batch_size, "--output-dir", self.scratch / name]
-        words = [*self.options, *fixed, "--resume", *options]
-        command = [self.python, "-c", AROUND, "train.py", *map(str, words)]
-        trial = {"at": strike.at, "number": strike.number, "signal": strike.signal} if strike else {}
-        trial |= {"rank": str(strike.rank)} if strike else {}
-        shared = os.environ | {"OMP_NUM_THREADS": "1", "TRIAL": json.dumps(trial)} | (env or {})
-        logs = [self.scratch / f"{name}.{rank}.err" for rank in range(max(1, count))]
-        processes = []
-        for log, variables in zip(logs, rank_variables(count), strict=True):
-            with log.open("w") as err:
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        cwd=self.project,
-                        env=shared | variables,
-                        stdout=subprocess.DEVNULL,
-                        stderr=err,
-                        start_new_session=True,
-                    )
-                )
-        killed = strike is not None and strike.signal == signal.SIGKILL
-        codes = wait(processes, self.timeout, first=killed)
-        return Outcome(codes, "\n".join(log.read_text(errors="replace") for log in logs))
+        """Run train.py to its end; `--resume` is always given, so a run goes on where there is one.
 
-    def copy(self, name: str, new: str) -> Path:
-        return Path(shutil.copytree(self.scratch / name, self.scratch / new))
+        `still` takes dropout away; fewer processes take larger batches.
+        """
+        count = self.ranks if ranks is None else ranks
+        batch_size = self.batch_size * max(1, self.ranks) // max(1, count)
+        fixed = ["--device", "cpu", "--batch-size", batch_size, "--output-dir", self.scratch / name, "--resume"]
+        words = [*self.options, *map(str, [*fixed, *options])]
+        common = {"words": words, "still": still, "strike": strike and asdict(strike), "out": os.devnull}
+        errs = [self.scratch / f"{name}.{rank}.err" for rank in range(max(1, count))]
+        jobs = [
+            common | {"env": variables, "err": str(err)}
+            for err, variables in zip(errs, rank_variables(count), strict=True)
+        ]
+        answer = self.ask(jobs)
+        texts = tuple(err.read_text(errors="replace") for err in errs)
+        return Outcome(tuple(answer["codes"]), texts, answer["late"])
+
+    def ask(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        assert self.warm.stdin and self.warm.stdout
+        self.warm.stdin.write(json.dumps({"jobs": jobs, "limit": self.limit}) + "\n")
+        self.warm.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.warm.stdout.readline())
+        return answer
+
+    def copy(self, name: str, new: str) -> None:
+        shutil.copytree(self.scratch / name, self.scratch / new)
 
     def record(self, name: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        path = self.scratch / name / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
+            rows = [json.loads(line) for line in (self.scratch / name / "metrics.jsonl").read_text().splitlines()]
         except (OSError, ValueError):
             return []
+        return [row for row in rows if isinstance(row, dict) and "step" in row]
 
     def checkpoints(self, name: str) -> list[Path]:
         """The step checkpoints, oldest first."""
@@ -181,16 +121,58 @@ class Trial:
 
     def look(self, *paths: Path) -> list[dict[str, Any]]:
         """What checkpoints hold, as the project's Python reads them."""
-        command = [self.python, "-W", "ignore", "-c", LOOK, *map(str, paths)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout, cwd=self.project)
-        found: list[dict[str, Any]] = json.loads(done.stdout)
+        out = self.scratch / "look"
+        self.ask([{"look": list(map(str, paths)), "env": {}, "out": str(out), "err": os.devnull}])
+        found: list[dict[str, Any]] = json.loads(out.read_text())
         return found
 
 
+@contextmanager
+def trial(
+    project: Path, python: str | None, ranks: int, options: Sequence[str], env: Mapping[str, str]
+) -> Iterator[Trial]:
+    """A warm process and a scratch folder; nothing is left of either, however this ends."""
+    if not hasattr(os, "fork"):
+        raise RequestError("verify needs a POSIX system: it forks and signals the runs it makes")
+    command = shutil.which(python or project_python(project))
+    if command is None:
+        raise RequestError(f"{python} is not a program: name the Python of the project's environment")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="scaffold-verify-", ignore_cleanup_errors=True) as scratch:
+        words = [os.path.abspath(command), str(Path(__file__).with_name("warm.py")), str(project)]
+        complaint = Path(scratch, "warm.err")
+        with complaint.open("w") as err:
+            warm = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                cwd=scratch,
+                env=os.environ | ENVIRONMENT | env,
+                start_new_session=True,
+            )
+        try:
+            assert warm.stdin and warm.stdout
+            if warm.stdout.readline() != "ready\n":
+                said = complaint.read_text(errors="replace").strip().rpartition("\n")[2]
+                reason = f" ({said})" if said else ""
+                raise RequestError(
+                    f"{command} cannot import torch{reason}: name the Python of the project's environment with --python"
+                )
+            yield Trial(project, ranks, tuple(options), Path(scratch), warm)
+        finally:  # its standard input closed, it ends what it started, then itself
+            with suppress(OSError, subprocess.TimeoutExpired):
+                warm.communicate(timeout=20)
+            warm.kill()
+
+
 def project_python(project: Path) -> str:
-    """The Python of the project's own environment where there is one, else this one."""
-    own = project / ".venv" / "bin" / "python"
-    return str(own.absolute()) if own.exists() else sys.executable
+    """The Python of the project's own environment, or of the one that is active, else this one."""
+    places = [project / ".venv", *map(Path, filter(None, [os.environ.get("VIRTUAL_ENV")]))]
+    found = (place / "bin" / "python" for place in places)
+    return next((str(python) for python in found if python.exists()), sys.executable)
 
 
 def rank_variables(ranks: int) -> list[dict[str, str]]:
@@ -202,20 +184,3 @@ def rank_variables(ranks: int) -> list[dict[str, str]]:
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-
-
-def wait(processes: list[subprocess.Popen[bytes]], timeout: float, first: bool) -> tuple[int, ...]:
-    """The exit codes; with `first`, the others are killed as soon as one has ended, as by a launcher."""
-    codes = []
-    try:
-        for process in processes:
-            codes.append(process.wait(timeout))
-            if first:
-                break
-    except subprocess.TimeoutExpired:
-        codes.append(-1)
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return tuple(codes)

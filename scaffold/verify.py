@@ -6,25 +6,39 @@ The numbers are those of the project's guarantees; each check returns what is wr
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scaffold.answers import Answers
+from scaffold.catalog import Source
+from scaffold.errors import RequestError
 from scaffold.trial import Outcome, Strike, Trial
 
-STEPS = 16  # of each run
+STEPS = 16  # of a whole run
+HALF = 12
 EVERY = 5  # steps between checkpoints
-REFERENCE = "whole"
+BATCH_SIZES = (96, 8)  # the first that ends within QUICK seconds: the larger one reaches the end of an epoch
+QUICK = 10
+TOLERANCE = 5e-3  # between runs of one process and of two, 16-bit precision included
+SETS = {"--device", "--batch-size", "--output-dir", "--resume", "--max-steps", "--checkpoint-every"}
 
 Check = Callable[[Trial], str]
 
 
+class Unseen(Exception):
+    """The runs were too short to show whether a property holds."""
+
+
 @dataclass(frozen=True)
 class Property:
-    """`needs` are the answers it is about: (key, values), or None for every project."""
+    """`needs` are the answers it is about, as (key, values); without, it is about every project."""
 
     number: int
     title: str
@@ -40,76 +54,85 @@ class Finding:
     detail: str = ""
 
 
-def train(trial: Trial, name: str, *options: object, steps: int = STEPS, **how: object) -> Outcome:
-    fixed = ["--max-steps", steps, "--checkpoint-every", EVERY, "--log-every", 1, "--seed", 1]
-    return trial.run(name, *fixed, *options, **how)  # type: ignore[arg-type]
+def train(trial: Trial, name: str, *options: object, steps: int = STEPS, **how: Any) -> Outcome:
+    return trial.run(name, "--max-steps", steps, "--checkpoint-every", EVERY, *options, **how)
 
 
-def finished(trial: Trial, name: str, *options: object, **how: object) -> str:
-    """Run to the end; what went wrong, if anything."""
-    outcome = train(trial, name, *options, **how)  # type: ignore[arg-type]
-    return "" if not any(outcome.codes) else f"it ended with {outcome.codes[0]}: {outcome.last_line}"
+def finished(trial: Trial, name: str, *options: object, **how: Any) -> str:
+    """Run to the end; what went wrong, if anything. A run that ended well before is not made again."""
+    if has_ended(trial, name):
+        return ""
+    if not (wrong := train(trial, name, *options, **how).failure):
+        (trial.scratch / f"{name}.ended").touch()
+    return wrong
 
 
-def difference(trial: Trial, name: str, other: str = REFERENCE) -> str:
-    """Where two runs first differ, in their records or in their last checkpoints."""
-    lines = itertools.zip_longest(trial.record(other), trial.record(name), fillvalue={})
-    for expected, found in lines:
-        if expected != found:
-            step = expected.get("step", found.get("step"))
-            keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-            return f"metrics.jsonl differs at step {step}: {keys[0]} {found.get(keys[0])}, not {expected.get(keys[0])}"
-    ends = [trial.checkpoints(run)[-1:] for run in (other, name)]
-    if [path.name for path in ends[0]] != [path.name for path in ends[1]]:
-        return f"its last checkpoint is {ends[1][0].name if ends[1] else 'missing'}"
-    left, right = trial.look(*ends[0], *ends[1])
-    if "error" in left or "error" in right:
-        return str(left.get("error", right.get("error")))
-    names = {**left["leaves"], **right["leaves"]}
-    changed = [leaf for leaf in names if left["leaves"].get(leaf) != right["leaves"].get(leaf)]
-    return f"{ends[1][0].name} differs in {changed[0].lstrip('.')}" if changed else ""
+def has_ended(trial: Trial, name: str) -> bool:
+    return (trial.scratch / f"{name}.ended").exists()
+
+
+def difference(trial: Trial, name: str) -> str:
+    """Where a run first differs from the one that nothing interrupted, in its record or its last checkpoint."""
+    if not (wrong := first_difference(trial, name)):
+        return ""
+    again = finished(trial, "again") or first_difference(trial, "again")
+    return f"two runs with the same seed differ already: {again}" if again else wrong
+
+
+def first_difference(trial: Trial, name: str) -> str:
+    for expected, found in itertools.zip_longest(trial.record("whole"), trial.record(name), fillvalue={}):
+        for key in {**expected, **found}:
+            if expected.get(key) != found.get(key):
+                step = expected.get("step", found.get("step"))
+                return f"metrics.jsonl differs at step {step}: {key} {found.get(key)}, not {expected.get(key)}"
+    whole, other = (trial.checkpoints(run)[-1:] for run in ("whole", name))
+    if [path.name for path in whole] != [path.name for path in other]:
+        return f"its last checkpoint is {other[0].name if other else 'missing'}"
+    states = trial.look(*whole, *other)
+    if wrong := next((state["error"] for state in states if "error" in state), ""):
+        return f"its last checkpoint does not load: {wrong}"
+    expected, found = (state["leaves"] for state in states)
+    changed = [leaf for leaf in {**expected, **found} if expected.get(leaf) != found.get(leaf)]
+    return f"{other[0].name} differs in {changed[0]}" if changed else ""
 
 
 def same_after(trial: Trial, name: str, *strikes: Strike) -> str:
-    """Struck, resumed, struck again …, then left alone: the same run as one that nothing interrupted."""
+    """Struck, resumed, struck again …, then left alone: the same as a run that nothing interrupted."""
+    hits = []
     for strike in strikes:
         outcome = train(trial, name, strike=strike)
-        if not any(outcome.codes):
-            return f"the run was over before {strike.at} {strike.number}"
-    where = " and ".join(f"{strike.at} {strike.number}" for strike in strikes)
+        if outcome.failure and -signal.SIGKILL not in outcome.codes:
+            return f"{after(hits)}{outcome.failure}"
+        hits += [f"{strike.at} {strike.number}"] if outcome.failure else []
+    if not hits:
+        return f"{STEPS} steps hold no {strikes[0].at} to be killed at"
     wrong = finished(trial, name) or difference(trial, name)
-    return wrong and f"killed at {where}, resumed: {wrong}"
+    return wrong and f"{after(hits)}{wrong}"
+
+
+def after(hits: list[str]) -> str:
+    return f"killed at {', then at '.join(hits)}, resumed: " if hits else ""
 
 
 def killed(trial: Trial) -> str:
-    return same_after(trial, "killed", Strike("step", 1), Strike("step", 8), Strike("step", 4))
+    return same_after(trial, "killed", Strike("step", 1), Strike("step", 8), Strike("step", 11))
 
 
 def killed_in_a_save(trial: Trial) -> str:
-    return same_after(trial, "saving", Strike("rename", 1), Strike("rename", 2))
-
-
-def halfway(trial: Trial) -> str:
-    """A run that stopped on its way, to be copied."""
-    if not (trial.scratch / "half").exists():
-        return finished(trial, "half", steps=12)
-    return ""
+    return same_after(trial, "saving", Strike("save", 1), Strike("rename", 1), Strike("save", 2))
 
 
 def damaged(trial: Trial) -> str:
-    if wrong := halfway(trial):
+    if wrong := finished(trial, "half", steps=HALF):
         return wrong
     for kind, harm in {"cut off": cut_off, "empty": empty, "with a flipped bit": flip}.items():
-        name = f"damaged-{kind.split()[0]}"
+        name = f"damaged {kind}"
         trial.copy("half", name)
         newest = trial.checkpoints(name)[-1]
         harm(max(newest.glob("*.distcp")) if newest.is_dir() else newest)
         outcome = train(trial, name)
-        if any(outcome.codes):
-            return f"the newest checkpoint {kind}: it ended with {outcome.last_line}"
-        if newest.stem not in outcome.err:
-            return f"the newest checkpoint {kind}: no warning"
-        if wrong := difference(trial, name):
+        unsaid = "" if newest.stem in "".join(outcome.errs) else "no warning names it"
+        if wrong := outcome.failure or unsaid or difference(trial, name):
             return f"the newest checkpoint {kind}: {wrong}"
     return ""
 
@@ -128,40 +151,95 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def ranks_agree(trial: Trial) -> str:
-    """One process with the same examples a step."""
-    if wrong := finished(trial, "alone", ranks=1, batch_size=8 * trial.ranks):
-        return f"with one process: {wrong}"
-    for one, many in zip(trial.record("alone"), trial.record(REFERENCE), strict=False):
-        if not close(one["train/loss"], many["train/loss"], 2e-2):
-            return f"train/loss at step {one['step']} is {many['train/loss']:.6g}, and {one['train/loss']:.6g} alone"
+def evaluation_agrees(trial: Trial) -> str:
+    """The rate is zero, so nothing but the evaluation itself can make a difference."""
+    for name, ranks in (("judged", trial.ranks), ("judged alone", 1)):
+        if wrong := finished(trial, name, "--lr", 0, ranks=ranks, still=True):
+            return f"with --lr 0 on {ranks}: {wrong}"
+    rows = [[row for row in trial.record(name) if is_judged(row)] for name in ("judged", "judged alone")]
+    if not all(rows):
+        raise Unseen(f"no evaluation within {STEPS} steps of {trial.batch_size} examples")
+    return apart(rows[0][0], rows[1][0])
+
+
+def is_judged(row: dict[str, Any]) -> bool:
+    return any(key.startswith("val/") for key in row)
+
+
+def apart(many: dict[str, Any], alone: dict[str, Any]) -> str:
+    """Where two lines of records are further apart than rounding explains."""
+    for key, value in alone.items():
+        if not close(many.get(key, math.nan), value):
+            return f"{key} at step {alone['step']} is {many.get(key)}, and {value} with one process"
     return ""
 
 
-def close(one: float, other: float, tolerance: float) -> bool:
-    return abs(one - other) <= tolerance * max(abs(one), abs(other), 1e-6)
+def close(one: float, other: float) -> bool:
+    return abs(one - other) <= TOLERANCE * max(abs(one), abs(other), 1e-3)
+
+
+def ranks_agree(trial: Trial) -> str:
+    wrong = finished(trial, "still", still=True)
+    return wrong or alike(trial, "still")
+
+
+def reshards(trial: Trial) -> str:
+    if wrong := finished(trial, "fewer", steps=HALF, still=True):
+        return wrong
+    wrong = train(trial, "fewer", ranks=1, still=True).failure or alike(trial, "fewer")
+    return wrong and f"resumed by one process: {wrong}"
+
+
+def alike(trial: Trial, name: str) -> str:
+    """Is a run, but for rounding, what one process does with the same examples a step?"""
+    if wrong := finished(trial, "alone", ranks=1, still=True):
+        return f"one process: {wrong}"
+    for many, alone in zip(trial.record(name), trial.record("alone"), strict=False):
+        if wrong := apart(many, {key: value for key, value in alone.items() if not key.startswith("val/")}):
+            return wrong
+    many, alone = (sizes(found) for found in trial.look(trial.checkpoints(name)[-1], trial.checkpoints("alone")[-1]))
+    for kind, size in alone.items():
+        if not close(many.get(kind, math.nan), size):
+            return f"the sum of the norms of {kind} is {many.get(kind)}, and {size} with one process"
+    return ""
+
+
+def sizes(found: dict[str, Any]) -> dict[str, float]:
+    """The norms in a checkpoint, added up by the last part of their names: weight, exp_avg …"""
+    totals: dict[str, float] = {}
+    for name, norm in found.get("norms", {}).items():
+        kind = name.rpartition(".")[2]
+        totals[kind] = totals.get(kind, 0) + norm
+    return totals
 
 
 def stopped(trial: Trial) -> str:
-    last = max(0, trial.ranks - 1)
-    outcome = train(trial, "stopped", strike=Strike("step", 7, signal.SIGTERM, rank=last))
+    strike = Strike("step", 7, signal.SIGTERM, rank=max(0, trial.ranks - 1))
+    outcome = train(trial, "stopped", strike=strike)
     if set(outcome.codes) != {143}:
-        return f"after SIGTERM the exit codes are {', '.join(map(str, outcome.codes))}, not 143: {outcome.last_line}"
+        codes = ", ".join(map(str, outcome.codes))
+        return f"SIGTERM at step 7: exit {codes}, not 143{outcome.failure and f' ({outcome.failure})'}"
     newest = trial.checkpoints("stopped")[-1:]
-    if not newest or trial.record("stopped")[-1]["step"] > int(newest[0].stem[5:]):
-        return "SIGTERM at step 7 was not followed by a checkpoint"
+    if not newest or newest[0].stem != "step-00000007":
+        return f"SIGTERM at step 7: the newest checkpoint is {newest[0].name if newest else 'none'}"
     wrong = finished(trial, "stopped") or difference(trial, "stopped")
-    return wrong and f"stopped at step 7, resumed: {wrong}"
+    return wrong and f"SIGTERM at step 7, resumed: {wrong}"
 
 
 def not_finite(trial: Trial) -> str:
     outcome = train(trial, "ruined", "--lr", "1e30")
     if not all(outcome.codes):
         return "with --lr 1e30 it ended as if all were well"
-    if "Traceback" in outcome.err:
-        return f"with --lr 1e30 it ended with a traceback: {outcome.last_line}"
-    found = trial.look(*trial.checkpoints("ruined"))
-    return "a checkpoint holds values that are not finite" if not all(f.get("finite") for f in found) else ""
+    if outcome.late or any("Traceback" in err for err in outcome.errs):
+        return f"with --lr 1e30 it did not end with one line: {outcome.failure}"
+    for row in trial.record("ruined"):
+        if bad := [key for key, value in row.items() if not math.isfinite(value)]:
+            return f"with --lr 1e30, metrics.jsonl holds {row[bad[0]]} as {bad[0]} of step {row['step']}"
+    paths = trial.checkpoints("ruined")
+    for path, found in zip(paths, trial.look(*paths), strict=True):
+        if "error" in found or not all(map(math.isfinite, found["norms"].values())):
+            return f"with --lr 1e30, {path.name} holds values that are not finite"
+    return ""
 
 
 def workers(trial: Trial) -> str:
@@ -170,52 +248,42 @@ def workers(trial: Trial) -> str:
 
 
 def schedule(trial: Trial) -> str:
-    if wrong := halfway(trial):
+    if wrong := finished(trial, "half", steps=HALF):
         return wrong
-    for whole, half in zip(trial.record(REFERENCE), trial.record("half"), strict=False):
-        if whole["train/lr"] != half["train/lr"]:
-            return f"--max-steps changes train/lr: at step {half['step']} {half['train/lr']}, not {whole['train/lr']}"
-    return ""
-
-
-def reshards(trial: Trial) -> str:
-    if wrong := halfway(trial):
-        return wrong
-    trial.copy("half", "fewer")
-    if wrong := finished(trial, "fewer", ranks=1, batch_size=8 * trial.ranks):
-        return f"resumed by one process: {wrong}"
-    for one, many in zip(trial.record("fewer"), trial.record(REFERENCE), strict=False):
-        if not close(one["train/loss"], many["train/loss"], 2e-2):
-            return f"resumed by one process: train/loss at step {one['step']} is {one['train/loss']:.6g}"
+    for whole, half in zip(trial.record("whole"), trial.record("half"), strict=False):
+        one, other = whole.get("train/lr"), half.get("train/lr")
+        if one != other:
+            return f"--max-steps changes train/lr: at step {half['step']} it is {other}, not {one}"
     return ""
 
 
 def plain_values(trial: Trial) -> str:
-    files = [*trial.checkpoints(REFERENCE), *(trial.scratch / REFERENCE / "checkpoints").glob("*.pt")]
-    for path, found in zip(files, trial.look(*files), strict=True):
+    paths = [*trial.checkpoints("whole"), *(trial.scratch / "whole" / "checkpoints").glob("best*")]
+    for path, found in zip(paths, trial.look(*paths), strict=True):
         if "error" in found:
             return f"{path.name} does not load with weights_only=True: {found['error']}"
     return ""
 
 
 def each_line_once(trial: Trial) -> str:
-    if not trial.record("killed"):
-        killed(trial)
+    if not has_ended(trial, "killed"):
+        raise Unseen("the run that was killed did not go on to its end")
     steps = [row["step"] for row in trial.record("killed")]
     if twice := sorted({step for step in steps if steps.count(step) > 1}):
         return f"after kills and resumes, metrics.jsonl holds step {twice[0]} {steps.count(twice[0])} times"
-    missing = sorted({row["step"] for row in trial.record(REFERENCE)} - set(steps))
+    missing = sorted({row["step"] for row in trial.record("whole")} - set(steps))
     return f"after kills and resumes, metrics.jsonl misses step {missing[0]}" if missing else ""
 
 
 SEVERAL = ("distributed", ("ddp", "fsdp"))
 PROPERTIES = (
     Property(1, "killed and resumed, a run ends in the same bits", killed),
-    Property(2, "killed in a save, there is always a checkpoint to go on from", killed_in_a_save),
+    Property(2, "killed in a save, a run goes on from the checkpoint before", killed_in_a_save),
     Property(3, "a damaged checkpoint is noticed and passed over", damaged),
+    Property(5, "evaluation says the same on one process and on two", evaluation_agrees, SEVERAL),
     Property(6, "two processes do what one does", ranks_agree, SEVERAL),
-    Property(8, "SIGTERM saves, exits 143 and resumes in the same bits", stopped),
-    Property(14, "values that are not finite end the run with one line and spoil no checkpoint", not_finite),
+    Property(8, "SIGTERM saves, exits 143, and the run goes on to the same bits", stopped),
+    Property(14, "values that are not finite end a run with one line and are never saved", not_finite),
     Property(15, "order and augmentation do not depend on loader processes", workers),
     Property(17, "the learning rate does not depend on where a run stops", schedule),
     Property(20, "sharded checkpoints go on with fewer processes", reshards, ("distributed", ("fsdp",))),
@@ -224,16 +292,44 @@ PROPERTIES = (
 )
 
 
-def verify(trial: Trial, answers: Answers) -> Iterator[Finding]:
+def check_options(options: Sequence[str]) -> None:
+    """Refuse what is no option, and what verify sets."""
+    if options and not options[0].startswith("-"):
+        raise RequestError(f"{options[0]!r} is one word too many: options for train.py come after --")
+    for word in options:
+        if (name := word.partition("=")[0]) in SETS:
+            raise RequestError(f"verify sets {name} itself: leave it out")
+
+
+def begin(trial: Trial) -> tuple[Trial, str]:
+    """The run that the others are compared with, in batches as large as time allows; what went wrong, if anything."""
+    wrong = ""
+    for batch_size in BATCH_SIZES:
+        shutil.rmtree(trial.scratch / "whole", ignore_errors=True)
+        start = time.monotonic()
+        limit = QUICK if batch_size != BATCH_SIZES[-1] else trial.limit
+        trial = replace(trial, batch_size=batch_size)
+        if not (wrong := finished(replace(trial, limit=limit), "whole")):
+            break
+    if not wrong and not trial.record("whole"):
+        wrong = "it wrote no metrics.jsonl"
+    return replace(trial, limit=60 + 5 * (time.monotonic() - start)), wrong
+
+
+def verify(trial: Trial, answers: Answers, source: Source) -> Iterator[Finding]:
     """Check one property after another; each is reported as soon as it is known."""
-    trial.check()
-    begun = finished(trial, REFERENCE)
-    if not begun and not trial.record(REFERENCE):
-        begun = "it wrote no metrics.jsonl"
+    trial, begun = begin(trial)
+    named = any(word.partition("=")[0] == "--data" for word in trial.options)
+    if begun and source.option and not named and not (trial.project / source.default).exists():
+        target = " --target COLUMN" if source.target else ""
+        raise RequestError(f"a plain run fails ({begun}): give the data after the path, as -- --data PATH{target}")
     for prop in PROPERTIES:
-        if prop.needs and not set(answers.chosen(prop.needs[0])) & set(prop.needs[1]):
-            needs = f"needs {prop.needs[0]}={' or '.join(prop.needs[1])}"
-            yield Finding(prop.number, prop.title, "not applicable", needs)
+        key, values = prop.needs or ("", ())
+        if key and not set(answers.chosen(key)) & set(values):
+            yield Finding(prop.number, prop.title, "not applicable", f"needs {key}={' or '.join(values)}")
             continue
-        wrong = f"a plain run fails: {begun}" if begun else prop.check(trial)
-        yield Finding(prop.number, prop.title, "broken" if wrong else "kept", wrong)
+        try:
+            wrong = f"a plain run fails: {begun}" if begun else prop.check(trial)
+            yield Finding(prop.number, prop.title, "broken" if wrong else "kept", wrong)
+        except Unseen as reason:
+            yield Finding(prop.number, prop.title, "not applicable", str(reason))
