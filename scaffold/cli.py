@@ -298,7 +298,9 @@ def verify(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH] [-- OPTION...]", help="a project, and options for its train.py", show_default=False
+            metavar="[PATH] [-- OPTION...]",
+            help="a project, and options for its train.py",
+            show_default=False,
         ),
     ] = None,
     python: Annotated[
@@ -311,6 +313,7 @@ def verify(
         from dataclasses import asdict
 
         from scaffold.catalog import load_catalog
+        from scaffold.plan import make_plan
         from scaffold.project import read_answers
         from scaffold.report import finding_lines, summary
         from scaffold.trial import trial
@@ -322,16 +325,16 @@ def verify(
         check_options(options)
         catalog = load_catalog()
         answers = read_answers(path, catalog)
-        source = catalog.task(answers.task).sources[answers.data]
-        env = {key: value for name in answers.loggers for key, value in catalog.loggers[name].test_env.items()}
-        ranks = 0 if answers.distributed == "none" else 2
+        facts = make_plan(answers, catalog).facts
+        ranks = 2 if facts["distributed"] else 0
         findings = []
-        with trial(path.resolve(), python, ranks, options, env) as runs:
-            for finding in findings_of(runs, answers, source):
+        with trial(path.resolve(), python, ranks, options, facts["test_env"]) as runs:
+            for finding in findings_of(runs, answers, facts["source"]):
                 findings.append(finding)
                 if not as_json:
                     typer.echo("\n".join(finding_lines(finding)))
-    typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else summary(findings))
+    report = [asdict(finding) for finding in findings]
+    typer.echo(json.dumps(report, indent=2) if as_json else summary(findings))
     raise typer.Exit(any(finding.state == "broken" for finding in findings))
 
 

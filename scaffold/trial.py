@@ -1,6 +1,6 @@
 """Runs of a project in real processes, whole, killed or stopped, and what they left on the disk.
 
-Nothing is imported from the project here, and nothing of torch: the project's own Python does that, in warm.py.
+Nothing of the project or of torch is imported here: the project's own Python does that, in warm.py.
 """
 
 from __future__ import annotations
@@ -84,7 +84,15 @@ class Trial:
         """
         count = self.ranks if ranks is None else ranks
         batch_size = self.batch_size * max(1, self.ranks) // max(1, count)
-        fixed = ["--device", "cpu", "--batch-size", batch_size, "--output-dir", self.scratch / name, "--resume"]
+        fixed = [
+            "--resume",
+            "--device",
+            "cpu",
+            "--batch-size",
+            batch_size,
+            "--output-dir",
+            self.scratch / name,
+        ]
         words = [*self.options, *map(str, [*fixed, *options])]
         common = {"words": words, "still": still, "strike": strike and asdict(strike), "out": os.devnull}
         errs = [self.scratch / f"{name}.{rank}.err" for rank in range(max(1, count))]
@@ -108,8 +116,9 @@ class Trial:
 
     def record(self, name: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
+        path = self.scratch / name / "metrics.jsonl"
         try:
-            rows = [json.loads(line) for line in (self.scratch / name / "metrics.jsonl").read_text().splitlines()]
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
         except (OSError, ValueError):
             return []
         return [row for row in rows if isinstance(row, dict) and "step" in row]
@@ -136,7 +145,7 @@ def trial(
         raise RequestError("verify needs a POSIX system: it forks and signals the runs it makes")
     command = shutil.which(python or project_python(project))
     if command is None:
-        raise RequestError(f"{python} is not a program: name the Python of the project's environment")
+        raise RequestError(f"{python} is not a program: name the project's Python")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="scaffold-verify-", ignore_cleanup_errors=True) as scratch:
@@ -150,7 +159,7 @@ def trial(
                 stderr=err,
                 text=True,
                 cwd=scratch,
-                env=os.environ | ENVIRONMENT | env,
+                env=os.environ | ENVIRONMENT | dict(env),
                 start_new_session=True,
             )
         try:
@@ -158,9 +167,7 @@ def trial(
             if warm.stdout.readline() != "ready\n":
                 said = complaint.read_text(errors="replace").strip().rpartition("\n")[2]
                 reason = f" ({said})" if said else ""
-                raise RequestError(
-                    f"{command} cannot import torch{reason}: name the Python of the project's environment with --python"
-                )
+                raise RequestError(f"{command} cannot import torch{reason}: name the project's with --python")
             yield Trial(project, ranks, tuple(options), Path(scratch), warm)
         finally:  # its standard input closed, it ends what it started, then itself
             with suppress(OSError, subprocess.TimeoutExpired):

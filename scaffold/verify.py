@@ -22,7 +22,6 @@ from scaffold.errors import RequestError
 from scaffold.trial import Outcome, Strike, Trial
 
 STEPS = 16  # of a whole run
-HALF = 12
 EVERY = 5  # steps between checkpoints
 BATCH_SIZES = (96, 8)  # the first that ends within QUICK seconds: the larger one reaches the end of an epoch
 QUICK = 10
@@ -72,7 +71,7 @@ def has_ended(trial: Trial, name: str) -> bool:
 
 
 def difference(trial: Trial, name: str) -> str:
-    """Where a run first differs from the one that nothing interrupted, in its record or its last checkpoint."""
+    """Where a run first differs from the uninterrupted one, in its record or its last checkpoint."""
     if not (wrong := first_difference(trial, name)):
         return ""
     again = finished(trial, "again") or first_difference(trial, "again")
@@ -80,11 +79,13 @@ def difference(trial: Trial, name: str) -> str:
 
 
 def first_difference(trial: Trial, name: str) -> str:
+    expected: dict[str, Any]
+    found: dict[str, Any]
     for expected, found in itertools.zip_longest(trial.record("whole"), trial.record(name), fillvalue={}):
+        step = expected.get("step", found.get("step"))
         for key in {**expected, **found}:
-            if expected.get(key) != found.get(key):
-                step = expected.get("step", found.get("step"))
-                return f"metrics.jsonl differs at step {step}: {key} {found.get(key)}, not {expected.get(key)}"
+            if (new := found.get(key)) != (old := expected.get(key)):
+                return f"metrics.jsonl differs at step {step}: {key} is {new}, not {old}"
     whole, other = (trial.checkpoints(run)[-1:] for run in ("whole", name))
     if [path.name for path in whole] != [path.name for path in other]:
         return f"its last checkpoint is {other[0].name if other else 'missing'}"
@@ -98,7 +99,7 @@ def first_difference(trial: Trial, name: str) -> str:
 
 def same_after(trial: Trial, name: str, *strikes: Strike) -> str:
     """Struck, resumed, struck again …, then left alone: the same as a run that nothing interrupted."""
-    hits = []
+    hits: list[str] = []
     for strike in strikes:
         outcome = train(trial, name, strike=strike)
         if outcome.failure and -signal.SIGKILL not in outcome.codes:
@@ -122,8 +123,17 @@ def killed_in_a_save(trial: Trial) -> str:
     return same_after(trial, "saving", Strike("save", 1), Strike("rename", 1), Strike("save", 2))
 
 
+def cut_short(trial: Trial, name: str, **how: Any) -> str:
+    """A run that was killed after its second checkpoint."""
+    train(trial, name, strike=Strike("step", 2 * EVERY + 3), **how)
+    enough = len(trial.checkpoints(name)) > 1
+    return (
+        "" if enough else f"{2 * EVERY} steps with --checkpoint-every {EVERY} did not leave two checkpoints"
+    )
+
+
 def damaged(trial: Trial) -> str:
-    if wrong := finished(trial, "half", steps=HALF):
+    if wrong := cut_short(trial, "half"):
         return wrong
     for kind, harm in {"cut off": cut_off, "empty": empty, "with a flipped bit": flip}.items():
         name = f"damaged {kind}"
@@ -184,7 +194,7 @@ def ranks_agree(trial: Trial) -> str:
 
 
 def reshards(trial: Trial) -> str:
-    if wrong := finished(trial, "fewer", steps=HALF, still=True):
+    if wrong := cut_short(trial, "fewer", still=True):
         return wrong
     wrong = train(trial, "fewer", ranks=1, still=True).failure or alike(trial, "fewer")
     return wrong and f"resumed by one process: {wrong}"
@@ -197,7 +207,7 @@ def alike(trial: Trial, name: str) -> str:
     for many, alone in zip(trial.record(name), trial.record("alone"), strict=False):
         if wrong := apart(many, {key: value for key, value in alone.items() if not key.startswith("val/")}):
             return wrong
-    many, alone = (sizes(found) for found in trial.look(trial.checkpoints(name)[-1], trial.checkpoints("alone")[-1]))
+    many, alone = map(sizes, trial.look(trial.checkpoints(name)[-1], trial.checkpoints("alone")[-1]))
     for kind, size in alone.items():
         if not close(many.get(kind, math.nan), size):
             return f"the sum of the norms of {kind} is {many.get(kind)}, and {size} with one process"
@@ -248,12 +258,12 @@ def workers(trial: Trial) -> str:
 
 
 def schedule(trial: Trial) -> str:
-    if wrong := finished(trial, "half", steps=HALF):
+    if wrong := finished(trial, "short", steps=EVERY):
         return wrong
-    for whole, half in zip(trial.record("whole"), trial.record("half"), strict=False):
-        one, other = whole.get("train/lr"), half.get("train/lr")
+    for whole, short in zip(trial.record("whole"), trial.record("short"), strict=False):
+        one, other = whole.get("train/lr"), short.get("train/lr")
         if one != other:
-            return f"--max-steps changes train/lr: at step {half['step']} it is {other}, not {one}"
+            return f"--max-steps changes train/lr: at step {short['step']} it is {other}, not {one}"
     return ""
 
 
@@ -302,7 +312,7 @@ def check_options(options: Sequence[str]) -> None:
 
 
 def begin(trial: Trial) -> tuple[Trial, str]:
-    """The run that the others are compared with, in batches as large as time allows; what went wrong, if anything."""
+    """Make the run that others are compared with, in batches as large as time allows; what went wrong."""
     wrong = ""
     for batch_size in BATCH_SIZES:
         shutil.rmtree(trial.scratch / "whole", ignore_errors=True)
@@ -322,7 +332,7 @@ def verify(trial: Trial, answers: Answers, source: Source) -> Iterator[Finding]:
     named = any(word.partition("=")[0] == "--data" for word in trial.options)
     if begun and source.option and not named and not (trial.project / source.default).exists():
         target = " --target COLUMN" if source.target else ""
-        raise RequestError(f"a plain run fails ({begun}): give the data after the path, as -- --data PATH{target}")
+        raise RequestError(f"a plain run fails ({begun}): end the command with -- --data PATH{target}")
     for prop in PROPERTIES:
         key, values = prop.needs or ("", ())
         if key and not set(answers.chosen(key)) & set(values):

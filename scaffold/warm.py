@@ -1,7 +1,7 @@
 """Runs of a project's train.py, each forked from one process that has imported torch already.
 
-This file is not imported: the project's own Python runs it, with the project's folder as its argument. It reads
-requests from standard input, a line of JSON each, and ends with all that it started when that is closed.
+This file is never imported: the project's own Python runs it, with the project's folder as its argument.
+It reads requests from standard input, a line of JSON each; when that is closed it ends all that it started.
 """
 
 import ast
@@ -46,7 +46,10 @@ def main() -> None:
 def warm_up(project: Path) -> None:
     """Import what the project's files import, but for those files themselves."""
     own = {path.stem for path in project.iterdir()}
-    names = {"torch._dynamo", "torch.distributed.checkpoint"}  # the first step of an optimizer imports the one
+    names = {
+        "torch._dynamo",
+        "torch.distributed.checkpoint",
+    }  # every optimizer imports the one at its first step
     for file in project.glob("*.py"):
         with suppress(SyntaxError, ValueError, OSError):  # a run will say it
             for node in ast.parse(file.read_bytes()).body:
@@ -66,7 +69,7 @@ def ends(pids: list[int], limit: float) -> dict[str, Any]:
     codes: dict[int, int] = {}
     end = last = time.monotonic() + limit
     while len(codes) < len(pids):
-        alone = bool(select.select([sys.stdin], [], [], 0.01)[0])  # who asks sends nothing now, unless it is gone
+        alone = bool(select.select([sys.stdin], [], [], 0.01)[0])  # nothing comes now but its end
         for pid in pids:
             if pid not in codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(found[1])
@@ -116,7 +119,7 @@ def become(job: dict[str, Any], project: str) -> None:
 
 
 def arm(at: str, number: int, sends: int, rank: int) -> None:
-    """Send this process a signal at the `number`-th optimizer step, rename of a file, or torch.save (half done)."""
+    """Signal this process at its `number`-th optimizer step, rename of a file or torch.save (half done)."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
     import torch
@@ -171,7 +174,8 @@ def look(path: str) -> dict[str, Any]:
             if isinstance(leaf, torch.Tensor):
                 if leaf.dim() and leaf.is_floating_point():
                     found["norms"][name] = leaf.double().norm().item()
-                leaf = hashlib.sha256(leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+                content = leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                leaf = hashlib.sha256(content).hexdigest()
             found["leaves"][name] = repr(leaf)
     except Exception as error:  # each kind of damage has its own
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}

@@ -1,85 +1,220 @@
-"""`scaffold verify` on whole projects, and on copies that were damaged on purpose: each names its property."""
+"""`scaffold verify` on whole projects, and on copies damaged on purpose: it names the property that broke."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.projects import ENVIRONMENT, edit, render
+from scaffold.verify import PROPERTIES
+from tests.conftest import COMMAND, Run, files_under
+from tests.projects import edit, render, until, write_data
 
-pytestmark = pytest.mark.heavy
+ALL = {prop.number for prop in PROPERTIES}
+SEVERAL = {prop.number for prop in PROPERTIES if prop.needs}
+RESUMING = {1, 2, 3, 8}  # what can only be kept by a run that goes on exactly
 
-
-def verify(project: Path, *words: str, code: int) -> dict[int, dict[str, Any]]:
-    """Number -> finding."""
-    command = [sys.executable, "-m", "scaffold", "verify", str(project), "--json", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=None)
-    assert done.returncode == code, done.stdout + done.stderr
-    return {finding["number"]: finding for finding in json.loads(done.stdout)}
+Verify = Any
 
 
-@pytest.mark.parametrize("distributed", ["none", "ddp", "fsdp"])
-@pytest.mark.parametrize("task", ["tabular", "image-classification"])
-def test_a_project_as_it_was_written(tmp_path: Path, task: str, distributed: str) -> None:
-    found = verify(render(tmp_path / "demo", task=task, distributed=distributed), code=0)
-    apart = {"none": {6, 20}, "ddp": {20}, "fsdp": set()}[distributed]
-    assert {number for number, finding in found.items() if finding["state"] == "not applicable"} == apart
-    assert all(finding["state"] == "kept" for number, finding in found.items() if number not in apart)
+@pytest.fixture
+def verify(run: Run) -> Verify:
+    """Verify a project: number -> finding."""
+
+    def findings(project: Path, *words: object, code: int) -> dict[int, dict[str, Any]]:
+        before = files_under(project)
+        done = run("verify", project, "--json", *words, timeout=600)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert files_under(project) == before
+        return {finding["number"]: finding for finding in json.loads(done.stdout)}
+
+    return findings
 
 
-# property -> file, what stands there, what comes instead
-DAMAGES: dict[int, tuple[str, str, str]] = {
-    1: ("train.py", "args.batch_size, args.seed, step)", "args.batch_size, args.seed, 0)"),
-    3: ("checkpoint.py", "            return archive.testzip() is None and not marked\n", "            return True\n"),
-    8: ("train.py", "        stopping = stop.is_set()\n", "        stopping = False\n"),
-    14: ("record.py", "        if not math.isfinite(value):\n", "        if False:\n"),
-    15: ("data.py", "np.random.default_rng([self.seed, draw])", "np.random.default_rng(torch.initial_seed())"),
-    17: ("train.py", "args.warmup_steps, total_steps)", "args.warmup_steps, last_step)"),
-    22: ("train.py", 'counters = {"step": step, ', 'counters = {"where": args.output_dir, "step": step, '),
-    24: ("record.py", "    file.truncate(end)\n", ""),
+def numbers(found: dict[int, dict[str, Any]], state: str) -> set[int]:
+    return {number for number, finding in found.items() if finding["state"] == state}
+
+
+def test_a_project_as_it_was_written(verify: Verify, tmp_path: Path) -> None:
+    found = verify(render(tmp_path / "demo", task="tabular"), code=0)
+    assert numbers(found, "kept") == ALL - SEVERAL
+    assert {found[number]["detail"] for number in SEVERAL} == {
+        "needs distributed=ddp or fsdp",
+        "needs distributed=fsdp",
+    }
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"distributed": "ddp"},
+        {"distributed": "fsdp"},
+        {"task": "tabular", "distributed": "ddp"},
+        {"task": "tabular", "distributed": "fsdp", "precision": "bf16", "features": ("ema", "grad-accum")},
+        {"task": "tabular", "hardware": "gpu", "precision": "fp16", "features": ("compile", "grad-clip")},
+        {"logger": ("tensorboard", "wandb"), "features": ("early-stopping", "deterministic")},
+    ],
+    ids=lambda given: "-".join(map(str, given.values())),
+)
+def test_projects_of_every_kind(verify: Verify, tmp_path: Path, given: dict[str, Any]) -> None:
+    found = verify(render(tmp_path / "demo", **given), code=0)
+    apart = {"ddp": {20}, "fsdp": set()}.get(given.get("distributed", ""), SEVERAL)
+    assert numbers(found, "not applicable") - {5} == apart - {5}
+    assert numbers(found, "broken") == set()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("regression", [False, True])
+def test_small_data_of_the_user(verify: Verify, tmp_path: Path, regression: bool) -> None:
+    features = ("regression", "early-stopping") if regression else ("early-stopping",)
+    project = render(tmp_path / "demo", task="tabular", data="files", features=features)
+    found = verify(project, "--", *write_data(tmp_path, "tabular", "files", regression), code=0)
+    assert numbers(found, "kept") == ALL - SEVERAL
+
+
+TABLE = {"task": "tabular"}
+DDP = {"task": "tabular", "distributed": "ddp"}
+FSDP = {"task": "tabular", "distributed": "fsdp"}
+EMA = {"task": "tabular", "features": ("ema",)}
+
+# what was done -> answers, what breaks, and in which file what stands there and what comes instead
+DAMAGES: dict[str, tuple[dict[str, Any], set[int], list[tuple[str, str, str]]]] = {
+    "resumed runs start the data anew": (
+        TABLE,
+        RESUMING,
+        [("train.py", "args.batch_size, args.seed, step)", "args.batch_size, args.seed, 0)")],
+    ),
+    "the optimizer is not saved": (
+        TABLE,
+        RESUMING,
+        [("train.py", '{"model": model, "optimizer": optimizer}', '{"model": model}')],
+    ),
+    "the average is not saved": (
+        EMA,
+        RESUMING,
+        [("train.py", '"optimizer": optimizer, "ema": ema}', '"optimizer": optimizer}')],
+    ),
+    "the best so far is forgotten": (
+        TABLE,
+        {1},
+        [("train.py", 'saved.get("best", -math.inf)', "-math.inf")],
+    ),
+    "saved in place": (
+        TABLE,
+        {2},
+        [("checkpoint.py", '"checkpoint.partial"', "f\"step-{counters['step']:08d}.pt\"")],
+    ),
+    "flipped bits go unseen": (
+        TABLE,
+        {3},
+        [("checkpoint.py", "return archive.testzip() is None and not marked", "return True")],
+    ),
+    "no fallback": (
+        TABLE,
+        {2, 3},
+        [("checkpoint.py", "        if is_intact(path):\n", "        if True:\n")],
+    ),
+    "digests are not compared": (
+        FSDP,
+        {3},
+        [("checkpoint.py", "all(digest(path / name) == digests[name] for name in digests)", "True")],
+    ),
+    "evaluations are not added up": (
+        DDP,
+        {5},
+        [("train.py", "    dist.all_reduce(totals)\n", "")],
+    ),
+    "both processes draw the same": (
+        DDP,
+        {6},
+        [("data.py", "draws[rank:width:world_size]", "draws[0:width:world_size]")],
+    ),
+    "gradients are not averaged": (
+        DDP,
+        {6},
+        [("train.py", "compute_loss(ddp_model, ", "compute_loss(model, ")],
+    ),
+    "SIGTERM is not looked at": (
+        TABLE,
+        {8},
+        [("train.py", "stopping = stop.is_set()", "stopping = False")],
+    ),
+    "SIGTERM ends with 0": (
+        TABLE,
+        {8},
+        [("train.py", "        sys.exit(128 + signal.SIGTERM)\n", "        pass\n")],
+    ),
+    "processes do not agree to stop": (
+        DDP,
+        {8},
+        [("train.py", "mean_over_ranks(torch.tensor(float(stop.is_set()))) > 0", "stop.is_set()")],
+    ),
+    "what is not finite is recorded": (
+        TABLE,
+        {14},
+        [("record.py", "if not math.isfinite(value):", "if False:")],
+    ),
+    "what is not finite is saved": (
+        TABLE,
+        {14},
+        [
+            ("record.py", "if not math.isfinite(value):", "if False:"),
+            ("checkpoint.py", "total_norm(model.parameters()).isfinite()", "total_norm([]).isfinite()"),
+        ],
+    ),
+    "augmentation draws from the process": (
+        {},
+        {15},
+        [("data.py", "np.random.default_rng([self.seed, draw])", "np.random.default_rng(torch.initial_seed())")],
+    ),
+    "the schedule ends with the run": (
+        TABLE,
+        {17},
+        [("train.py", "args.warmup_steps, total_steps)", "min(2, args.warmup_steps), last_step)")],
+    ),
+    "as many processes as before": (
+        FSDP,
+        {20},
+        [
+            (
+                "checkpoint.py",
+                "    contents = dcp",
+                "    assert dist.get_world_size() == 2\n    contents = dcp",
+            )
+        ],
+    ),
+    "a path in the checkpoint": (
+        TABLE,
+        RESUMING | {22},
+        [("train.py", 'counters = {"step": step, ', 'counters = {"where": args.output_dir, "step": step, ')],
+    ),
+    "the record is not cut back": (
+        TABLE,
+        {1, 2, 3, 24},
+        [("record.py", "    file.truncate(end)\n", "")],
+    ),
+    "another order each time": (
+        TABLE,
+        RESUMING | {15},
+        [("data.py", "np.random.default_rng([seed, epoch])", "np.random.default_rng()")],
+    ),
 }
 
 
-@pytest.mark.parametrize("number", DAMAGES)
-def test_a_damaged_project(tmp_path: Path, number: int) -> None:
-    project = render(tmp_path / "demo")
-    edit(project / DAMAGES[number][0], *DAMAGES[number][1:])
-    assert verify(project, code=1)[number]["state"] == "broken"
-
-
-def test_a_save_in_place(tmp_path: Path) -> None:
-    project = render(tmp_path / "demo", task="tabular")
-    old = '    partial = directory / "checkpoint.partial"\n'
-    edit(project / "checkpoint.py", old, "    partial = directory / f\"step-{counters['step']:08d}.pt\"\n")
-    edit(project / "checkpoint.py", "    sync(partial)\n", "    os.truncate(partial, 999)\n    sync(partial)\n")
-    assert verify(project, code=1)[2]["state"] == "broken"
-
-
-def test_ranks_that_draw_the_same(tmp_path: Path) -> None:
-    project = render(tmp_path / "demo", task="tabular", distributed="ddp")
-    edit(project / "data.py", "draws[rank:width:world_size]", "draws[0:width:world_size]")
-    assert verify(project, code=1)[6]["state"] == "broken"
-
-
-def test_not_a_project(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "scaffold", "verify", str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and "is not a scaffold project" in done.stderr
-
-
-def test_a_python_without_torch(tmp_path: Path) -> None:
-    project = render(tmp_path / "demo", task="tabular")
-    done = subprocess.run(
-        [sys.executable, "-m", "scaffold", "verify", str(project), "--python", "/bin/false"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=ENVIRONMENT | {"PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 2 and "has no torch" in done.stderr
+@pytest.mark.heavy
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_project(verify: Verify, tmp_path: Path, what: str) -> None:
+    given, breaks, edits = DAMAGES[what]
+    project = render(tmp_path / "demo", **given)
+    for file, old, new in edits:
+        edit(project / file, old, new)
+    found = verify(project, code=1)
+    assert numbers(found, "broken") == breaks, {n: f["detail"] for n, f in found.items()}
