@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,8 +23,12 @@ from typing import Any
 
 from scaffold.errors import RequestError
 
-# quiet, on the processor, uncompiled (which takes longer than all the rest), and nothing left in the project
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "TORCHDYNAMO_DISABLE": "1"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TORCHDYNAMO_DISABLE": "1",  # to compile would take longer than all the rest
+    "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left in the project
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Trial:
     warm: subprocess.Popen[str] = field(repr=False)
     batch_size: int = 8
     limit: float = 300  # seconds a run may take
+    timed: frozenset[str] = (
+        frozenset()
+    )  # keys of the record that differ between equal runs: seconds and the like
+    unsteady: str = ""  # how two runs differ that should not
 
     def run(
         self,
@@ -76,7 +85,6 @@ class Trial:
         strike: Strike | None = None,
         still: bool = False,
         ranks: int | None = None,
-        env: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run train.py to its end; `--resume` is always given, so a run goes on where there is one.
 
@@ -84,16 +92,9 @@ class Trial:
         """
         count = self.ranks if ranks is None else ranks
         batch_size = self.batch_size * max(1, self.ranks) // max(1, count)
-        fixed = [
-            "--resume",
-            "--device",
-            "cpu",
-            "--batch-size",
-            batch_size,
-            "--output-dir",
-            self.scratch / name,
-        ]
-        words = [*self.options, *map(str, [*fixed, *options])]
+        fixed = {"--device": "cpu", "--batch-size": batch_size, "--output-dir": self.scratch / name}
+        words = [*self.options, "--resume", *(str(word) for pair in fixed.items() for word in pair)]
+        words += map(str, options)
         common = {"words": words, "still": still, "strike": strike and asdict(strike), "out": os.devnull}
         errs = [self.scratch / f"{name}.{rank}.err" for rank in range(max(1, count))]
         jobs = [
@@ -106,32 +107,46 @@ class Trial:
 
     def ask(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         assert self.warm.stdin and self.warm.stdout
-        self.warm.stdin.write(json.dumps({"jobs": jobs, "limit": self.limit}) + "\n")
-        self.warm.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.warm.stdout.readline())
+        try:
+            self.warm.stdin.write(json.dumps({"jobs": jobs, "limit": self.limit}) + "\n")
+            self.warm.stdin.flush()
+            answer: dict[str, Any] = json.loads(self.warm.stdout.readline())
+        except (OSError, ValueError):
+            raise RequestError("the process that the project's runs are forked from was ended") from None
         return answer
 
     def copy(self, name: str, new: str) -> None:
         shutil.copytree(self.scratch / name, self.scratch / new)
 
-    def record(self, name: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+    def record(self, name: str) -> list[dict[str, float]]:
+        """The numbers in the lines of metrics.jsonl."""
         path = self.scratch / name / "metrics.jsonl"
         try:
             rows = [json.loads(line) for line in path.read_text().splitlines()]
         except (OSError, ValueError):
             return []
-        return [row for row in rows if isinstance(row, dict) and "step" in row]
+        numbers = [
+            {
+                key: value
+                for key, value in row.items()
+                if isinstance(value, int | float) and key not in self.timed
+            }
+            for row in rows
+            if isinstance(row, dict)
+        ]
+        return [row for row in numbers if "step" in row]
 
     def checkpoints(self, name: str) -> list[Path]:
-        """The step checkpoints, oldest first."""
-        found = (self.scratch / name / "checkpoints").glob("step-*")
-        return sorted(path for path in found if path.is_dir() or path.suffix == ".pt")
+        """Those with a step in their names, oldest first."""
+        found = (self.scratch / name / "checkpoints").glob("*[0-9]*")
+        return sorted((path for path in found if path.suffix not in (".partial", ".tmp")), key=step_of)
 
     def look(self, *paths: Path) -> list[dict[str, Any]]:
         """What checkpoints hold, as the project's Python reads them."""
         out = self.scratch / "look"
-        self.ask([{"look": list(map(str, paths)), "env": {}, "out": str(out), "err": os.devnull}])
+        answer = self.ask([{"look": list(map(str, paths)), "env": {}, "out": str(out), "err": os.devnull}])
+        if any(answer["codes"]):
+            return [{"error": "its reader was ended"} for _ in paths]
         found: list[dict[str, Any]] = json.loads(out.read_text())
         return found
 
@@ -173,6 +188,10 @@ def trial(
             with suppress(OSError, subprocess.TimeoutExpired):
                 warm.communicate(timeout=20)
             warm.kill()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(re.findall(r"[0-9]+", checkpoint.name)[-1])
 
 
 def project_python(project: Path) -> str:

@@ -5,7 +5,6 @@ The numbers are those of the project's guarantees; each check returns what is wr
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import shutil
@@ -13,16 +12,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from scaffold.answers import Answers
 from scaffold.catalog import Source
 from scaffold.errors import RequestError
-from scaffold.trial import Outcome, Strike, Trial
+from scaffold.trial import Outcome, Strike, Trial, step_of
 
 STEPS = 16  # of a whole run
-EVERY = 5  # steps between checkpoints
+EVERY = 6  # steps between checkpoints
 BATCH_SIZES = (96, 8)  # the first that ends within QUICK seconds: the larger one reaches the end of an epoch
 QUICK = 10
 TOLERANCE = 5e-3  # between runs of one process and of two, 16-bit precision included
@@ -72,43 +72,50 @@ def has_ended(trial: Trial, name: str) -> bool:
 
 def difference(trial: Trial, name: str) -> str:
     """Where a run first differs from the uninterrupted one, in its record or its last checkpoint."""
-    if not (wrong := first_difference(trial, name)):
-        return ""
-    again = finished(trial, "again") or first_difference(trial, "again")
-    return f"two runs with the same seed differ already: {again}" if again else wrong
+    wrong = record_difference(trial, name) or state_difference(trial, name)
+    return (
+        f"two runs with the same seed differ already: {trial.unsteady}" if wrong and trial.unsteady else wrong
+    )
 
 
-def first_difference(trial: Trial, name: str) -> str:
-    expected: dict[str, Any]
-    found: dict[str, Any]
-    for expected, found in itertools.zip_longest(trial.record("whole"), trial.record(name), fillvalue={}):
-        step = expected.get("step", found.get("step"))
-        for key in {**expected, **found}:
-            if (new := found.get(key)) != (old := expected.get(key)):
-                return f"metrics.jsonl differs at step {step}: {key} is {new}, not {old}"
+def record_difference(trial: Trial, name: str) -> str:
+    old: dict[str, float]
+    new: dict[str, float]
+    for old, new in zip_longest(trial.record("whole"), trial.record(name), fillvalue={}):
+        if changed := changes(old, new):
+            step = old.get("step", new.get("step"))
+            was, now = old.get(changed[0]), new.get(changed[0])
+            return f"metrics.jsonl differs at step {step}: {changed[0]} is {now}, not {was}"
+    return ""
+
+
+def state_difference(trial: Trial, name: str) -> str:
     whole, other = (trial.checkpoints(run)[-1:] for run in ("whole", name))
     if [path.name for path in whole] != [path.name for path in other]:
         return f"its last checkpoint is {other[0].name if other else 'missing'}"
     states = trial.look(*whole, *other)
     if wrong := next((state["error"] for state in states if "error" in state), ""):
         return f"its last checkpoint does not load: {wrong}"
-    expected, found = (state["leaves"] for state in states)
-    changed = [leaf for leaf in {**expected, **found} if expected.get(leaf) != found.get(leaf)]
+    changed = changes(*(state["leaves"] for state in states))
     return f"{other[0].name} differs in {changed[0]}" if changed else ""
 
 
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
 def same_after(trial: Trial, name: str, *strikes: Strike) -> str:
-    """Struck, resumed, struck again …, then left alone: the same as a run that nothing interrupted."""
+    """Killed, resumed, killed again …, then left alone: the same as a run that nothing interrupted."""
     hits: list[str] = []
     for strike in strikes:
         outcome = train(trial, name, strike=strike)
-        if outcome.failure and -signal.SIGKILL not in outcome.codes:
-            return f"{after(hits)}{outcome.failure}"
+        if outcome.late or (outcome.failure and -signal.SIGKILL not in outcome.codes):
+            return after(hits) + outcome.failure
         hits += [f"{strike.at} {strike.number}"] if outcome.failure else []
     if not hits:
         return f"{STEPS} steps hold no {strikes[0].at} to be killed at"
     wrong = finished(trial, name) or difference(trial, name)
-    return wrong and f"{after(hits)}{wrong}"
+    return wrong and after(hits) + wrong
 
 
 def after(hits: list[str]) -> str:
@@ -116,30 +123,19 @@ def after(hits: list[str]) -> str:
 
 
 def killed(trial: Trial) -> str:
-    return same_after(trial, "killed", Strike("step", 1), Strike("step", 8), Strike("step", 11))
+    return same_after(trial, "killed", Strike("step", 1), Strike("step", 8), Strike("step", 10))
 
 
 def killed_in_a_save(trial: Trial) -> str:
     return same_after(trial, "saving", Strike("save", 1), Strike("rename", 1), Strike("save", 2))
 
 
-def cut_short(trial: Trial, name: str, **how: Any) -> str:
-    """A run that was killed after its second checkpoint."""
-    train(trial, name, strike=Strike("step", 2 * EVERY + 3), **how)
-    enough = len(trial.checkpoints(name)) > 1
-    return (
-        "" if enough else f"{2 * EVERY} steps with --checkpoint-every {EVERY} did not leave two checkpoints"
-    )
-
-
 def damaged(trial: Trial) -> str:
-    if wrong := cut_short(trial, "half"):
-        return wrong
     for kind, harm in {"cut off": cut_off, "empty": empty, "with a flipped bit": flip}.items():
         name = f"damaged {kind}"
-        trial.copy("half", name)
+        trial.copy("whole", name)
         newest = trial.checkpoints(name)[-1]
-        harm(max(newest.glob("*.distcp")) if newest.is_dir() else newest)
+        harm(max(newest.rglob("*"), key=lambda file: file.stat().st_size) if newest.is_dir() else newest)
         outcome = train(trial, name)
         unsaid = "" if newest.stem in "".join(outcome.errs) else "no warning names it"
         if wrong := outcome.failure or unsaid or difference(trial, name):
@@ -163,40 +159,40 @@ def flip(path: Path) -> None:
 
 def evaluation_agrees(trial: Trial) -> str:
     """The rate is zero, so nothing but the evaluation itself can make a difference."""
+    first = []
     for name, ranks in (("judged", trial.ranks), ("judged alone", 1)):
         if wrong := finished(trial, name, "--lr", 0, ranks=ranks, still=True):
-            return f"with --lr 0 on {ranks}: {wrong}"
-    rows = [[row for row in trial.record(name) if is_judged(row)] for name in ("judged", "judged alone")]
-    if not all(rows):
+            return f"with --lr 0: {wrong}"
+        first += [row for row in map(judged, trial.record(name)) if len(row) > 1][:1]
+    if len(first) < 2:
         raise Unseen(f"no evaluation within {STEPS} steps of {trial.batch_size} examples")
-    return apart(rows[0][0], rows[1][0])
+    return apart(*first)
 
 
-def is_judged(row: dict[str, Any]) -> bool:
-    return any(key.startswith("val/") for key in row)
+def judged(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if key == "step" or key.startswith("val/")}
 
 
-def apart(many: dict[str, Any], alone: dict[str, Any]) -> str:
-    """Where two lines of records are further apart than rounding explains."""
+def apart(many: dict[str, float], alone: dict[str, float]) -> str:
+    """Where values are further apart than rounding explains."""
     for key, value in alone.items():
-        if not close(many.get(key, math.nan), value):
-            return f"{key} at step {alone['step']} is {many.get(key)}, and {value} with one process"
+        other = many.get(key, math.nan)
+        if not abs(value - other) <= TOLERANCE * max(abs(value), abs(other), 1e-3):
+            return f"{key} is {other:.7g}, and {value:.7g} with one process"
     return ""
 
 
-def close(one: float, other: float) -> bool:
-    return abs(one - other) <= TOLERANCE * max(abs(one), abs(other), 1e-3)
-
-
 def ranks_agree(trial: Trial) -> str:
-    wrong = finished(trial, "still", still=True)
-    return wrong or alike(trial, "still")
+    return finished(trial, "still", still=True) or alike(trial, "still")
 
 
 def reshards(trial: Trial) -> str:
-    if wrong := cut_short(trial, "fewer", still=True):
+    """One process goes on from the last checkpoint but one."""
+    if wrong := finished(trial, "still", still=True):
         return wrong
-    wrong = train(trial, "fewer", ranks=1, still=True).failure or alike(trial, "fewer")
+    trial.copy("still", "fewer")
+    shutil.rmtree(trial.checkpoints("fewer")[-1])
+    wrong = finished(trial, "fewer", ranks=1, still=True) or alike(trial, "fewer")
     return wrong and f"resumed by one process: {wrong}"
 
 
@@ -205,13 +201,11 @@ def alike(trial: Trial, name: str) -> str:
     if wrong := finished(trial, "alone", ranks=1, still=True):
         return f"one process: {wrong}"
     for many, alone in zip(trial.record(name), trial.record("alone"), strict=False):
-        if wrong := apart(many, {key: value for key, value in alone.items() if not key.startswith("val/")}):
-            return wrong
-    many, alone = map(sizes, trial.look(trial.checkpoints(name)[-1], trial.checkpoints("alone")[-1]))
-    for kind, size in alone.items():
-        if not close(many.get(kind, math.nan), size):
-            return f"the sum of the norms of {kind} is {many.get(kind)}, and {size} with one process"
-    return ""
+        if wrong := apart(many, {key: alone[key] for key in alone if key not in judged(alone)}):
+            return f"step {alone['step']}: {wrong}"
+    ends = [trial.checkpoints(run)[-1] for run in (name, "alone")]
+    wrong = apart(*map(sizes, trial.look(*ends)))
+    return wrong and f"{ends[0].name}: the norm of {wrong}"
 
 
 def sizes(found: dict[str, Any]) -> dict[str, float]:
@@ -229,15 +223,17 @@ def stopped(trial: Trial) -> str:
     if set(outcome.codes) != {143}:
         codes = ", ".join(map(str, outcome.codes))
         return f"SIGTERM at step 7: exit {codes}, not 143{outcome.failure and f' ({outcome.failure})'}"
-    newest = trial.checkpoints("stopped")[-1:]
-    if not newest or newest[0].stem != "step-00000007":
-        return f"SIGTERM at step 7: the newest checkpoint is {newest[0].name if newest else 'none'}"
+    saved = max(map(step_of, trial.checkpoints("stopped")), default=0)
+    if saved != (last := trial.record("stopped")[-1]["step"]):
+        return f"SIGTERM at step 7: the record goes to step {last}, the newest checkpoint is of step {saved}"
     wrong = finished(trial, "stopped") or difference(trial, "stopped")
     return wrong and f"SIGTERM at step 7, resumed: {wrong}"
 
 
 def not_finite(trial: Trial) -> str:
     outcome = train(trial, "ruined", "--lr", "1e30")
+    if set(outcome.codes) == {2}:  # argparse
+        raise Unseen(f"with --lr 1e30 {outcome.failure}")
     if not all(outcome.codes):
         return "with --lr 1e30 it ended as if all were well"
     if outcome.late or any("Traceback" in err for err in outcome.errs):
@@ -247,7 +243,7 @@ def not_finite(trial: Trial) -> str:
             return f"with --lr 1e30, metrics.jsonl holds {row[bad[0]]} as {bad[0]} of step {row['step']}"
     paths = trial.checkpoints("ruined")
     for path, found in zip(paths, trial.look(*paths), strict=True):
-        if "error" in found or not all(map(math.isfinite, found["norms"].values())):
+        if not all(map(math.isfinite, found.get("norms", {}).values())):
             return f"with --lr 1e30, {path.name} holds values that are not finite"
     return ""
 
@@ -319,11 +315,26 @@ def begin(trial: Trial) -> tuple[Trial, str]:
         start = time.monotonic()
         limit = QUICK if batch_size != BATCH_SIZES[-1] else trial.limit
         trial = replace(trial, batch_size=batch_size)
-        if not (wrong := finished(replace(trial, limit=limit), "whole")):
+        wrong = train(replace(trial, limit=limit), "whole").failure or shortcoming(trial)
+        if not wrong:
             break
-    if not wrong and not trial.record("whole"):
-        wrong = "it wrote no metrics.jsonl"
-    return replace(trial, limit=60 + 5 * (time.monotonic() - start)), wrong
+    trial = replace(trial, limit=60 + 5 * (time.monotonic() - start))
+    if wrong or (wrong := finished(trial, "again")):
+        return trial, wrong
+    if unsteady := state_difference(trial, "again"):
+        return replace(trial, unsteady=record_difference(trial, "again") or unsteady), ""
+    rows = zip(trial.record("whole"), trial.record("again"), strict=False)
+    return replace(trial, timed=frozenset(key for pair in rows for key in changes(*pair))), ""
+
+
+def shortcoming(trial: Trial) -> str:
+    """What a run that ended well lacks all the same."""
+    if not trial.record("whole"):
+        return "it wrote no metrics.jsonl"
+    saved = [step_of(path) for path in trial.checkpoints("whole")]
+    if len(saved) < 2:
+        return f"{STEPS} steps with --checkpoint-every {EVERY} left {len(saved)} checkpoints, and not two"
+    return "" if saved[-1] == STEPS else f"it ended after step {saved[-1]}, and not after --max-steps {STEPS}"
 
 
 def verify(trial: Trial, answers: Answers, source: Source) -> Iterator[Finding]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +117,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], set[int], list[tuple[str, str, str]]]] 
     ),
     "no fallback": (
         TABLE,
-        {2, 3},
+        {3},
         [("checkpoint.py", "        if is_intact(path):\n", "        if True:\n")],
     ),
     "digests are not compared": (
@@ -173,7 +171,13 @@ DAMAGES: dict[str, tuple[dict[str, Any], set[int], list[tuple[str, str, str]]]] 
     "augmentation draws from the process": (
         {},
         {15},
-        [("data.py", "np.random.default_rng([self.seed, draw])", "np.random.default_rng(torch.initial_seed())")],
+        [
+            (
+                "data.py",
+                "np.random.default_rng([self.seed, draw])",
+                "np.random.default_rng(torch.initial_seed())",
+            )
+        ],
     ),
     "the schedule ends with the run": (
         TABLE,
@@ -218,3 +222,115 @@ def test_a_damaged_project(verify: Verify, tmp_path: Path, what: str) -> None:
         edit(project / file, old, new)
     found = verify(project, code=1)
     assert numbers(found, "broken") == breaks, {n: f["detail"] for n, f in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "detail"),
+    [
+        (
+            "train.py",
+            "import torch\n",
+            "import torch\nimport missing_library\n",
+            "No module named 'missing_library'",
+        ),
+        ("train.py", '"--max-steps"', '"--steps"', "unrecognized arguments: --max-steps 16"),
+        ("model.py", "class TableNet(", "class Other(", "cannot import name 'TableNet'"),
+    ],
+    ids=["import", "option", "name"],
+)
+def test_a_project_that_does_not_run(
+    verify: Verify, tmp_path: Path, file: str, old: str, new: str, detail: str
+) -> None:
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / file, old, new)
+    found = verify(project, code=1)
+    assert numbers(found, "broken") == ALL - SEVERAL
+    details = {found[number]["detail"] for number in ALL - SEVERAL}
+    assert len(details) == 1 and all("a plain run fails: it ended with " in text for text in details)
+    assert detail in details.pop()
+
+
+def test_data_that_are_not_there(run: Run, tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", task="tabular", data="files")
+    done = run("verify", project)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"scaffold: a plain run fails \(it ended with 1: data.csv is not there: .*\): "
+        r"end the command with -- --data PATH --target COLUMN\n",
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere"], "nowhere is not a scaffold project: it has no .scaffold.toml"),
+        (["."], ". is not a scaffold project: it has no .scaffold.toml"),
+        ([], ". is not a scaffold project: it has no .scaffold.toml"),
+        (["demo", "more"], "'more' is one word too many: options for train.py come after --"),
+        (["demo", "--", "--max-steps=3"], "verify sets --max-steps itself: leave it out"),
+        (["demo", "--python", "nix"], "nix is not a program: name the project's Python"),
+        (
+            ["demo", "--python", "/bin/false"],
+            "/bin/false cannot import torch: name the project's with --python",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_requests_that_are_none(run: Run, place: Path, words: list[str], line: str) -> None:
+    render(place / "demo", task="tabular")
+    done = run("verify", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"scaffold: {line}\n")
+
+
+def test_a_python_without_torch(run: Run, place: Path) -> None:
+    """It is said which, and why."""
+    project = render(place / "demo", task="tabular")
+    (project / ".venv" / "bin").mkdir(parents=True)
+    python = project / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\necho 'ImportError: libcuda is gone' >&2; exit 1\n")
+    python.chmod(0o755)
+    done = run("verify", "demo")
+    reason = "cannot import torch (ImportError: libcuda is gone): name the project's with --python"
+    assert (done.returncode, done.stderr) == (2, f"scaffold: {python} {reason}\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    ids=lambda s: str(s),
+)
+def test_nothing_outlives_it(env: dict[str, str], tmp_path: Path, sent: int, code: int) -> None:
+    project = render(tmp_path / "demo", task="tabular", distributed="ddp")
+    before = files_under(project)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [*COMMAND, "verify", project, "--", "--workers", "1"],
+        env=env | {"TMPDIR": str(scratch)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in the background of a shell
+    )
+    until(lambda: len(processes(project)) >= 5)  # the warm one, two ranks, a loader of each
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.strip()) == (code, "")
+    until(lambda: not processes(project), timeout=10)
+    assert sent == signal.SIGKILL or not any(scratch.iterdir())
+    assert files_under(project) == before
+
+
+def processes(project: Path) -> list[int]:
+    """Those that were started with the project's name, but for verify itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found += [int(path.parent.name)] if str(project).encode() in words and b"verify" not in words else []
+    return found
