@@ -73,9 +73,7 @@ class Trial:
     warm: subprocess.Popen[str] = field(repr=False)
     batch_size: int = 8
     limit: float = 300  # seconds a run may take
-    timed: frozenset[str] = (
-        frozenset()
-    )  # keys of the record that differ between equal runs: seconds and the like
+    timed: frozenset[str] = frozenset()  # what differs between equal runs as seconds and paths do
     unsteady: str = ""  # how two runs differ that should not
 
     def run(
@@ -146,7 +144,7 @@ class Trial:
         out = self.scratch / "look"
         answer = self.ask([{"look": list(map(str, paths)), "env": {}, "out": str(out), "err": os.devnull}])
         if any(answer["codes"]):
-            return [{"error": "its reader was ended"} for _ in paths]
+            return [{"error": "its reader was ended", "leaves": {}, "norms": {}} for _ in paths]
         found: list[dict[str, Any]] = json.loads(out.read_text())
         return found
 

@@ -93,10 +93,10 @@ def state_difference(trial: Trial, name: str) -> str:
     whole, other = (trial.checkpoints(run)[-1:] for run in ("whole", name))
     if [path.name for path in whole] != [path.name for path in other]:
         return f"its last checkpoint is {other[0].name if other else 'missing'}"
-    states = trial.look(*whole, *other)
-    if wrong := next((state["error"] for state in states if "error" in state), ""):
-        return f"its last checkpoint does not load: {wrong}"
-    changed = changes(*(state["leaves"] for state in states))
+    old, new = (state["leaves"] for state in trial.look(*whole, *other))
+    if not old or not new:
+        return f"{other[0].name} does not load"
+    changed = [leaf for leaf in changes(old, new) if leaf not in trial.timed]
     return f"{other[0].name} differs in {changed[0]}" if changed else ""
 
 
@@ -211,7 +211,7 @@ def alike(trial: Trial, name: str) -> str:
 def sizes(found: dict[str, Any]) -> dict[str, float]:
     """The norms in a checkpoint, added up by the last part of their names: weight, exp_avg …"""
     totals: dict[str, float] = {}
-    for name, norm in found.get("norms", {}).items():
+    for name, norm in found["norms"].items():
         kind = name.rpartition(".")[2]
         totals[kind] = totals.get(kind, 0) + norm
     return totals
@@ -243,7 +243,7 @@ def not_finite(trial: Trial) -> str:
             return f"with --lr 1e30, metrics.jsonl holds {row[bad[0]]} as {bad[0]} of step {row['step']}"
     paths = trial.checkpoints("ruined")
     for path, found in zip(paths, trial.look(*paths), strict=True):
-        if not all(map(math.isfinite, found.get("norms", {}).values())):
+        if not all(map(math.isfinite, found["norms"].values())):
             return f"with --lr 1e30, {path.name} holds values that are not finite"
     return ""
 
@@ -266,7 +266,7 @@ def schedule(trial: Trial) -> str:
 def plain_values(trial: Trial) -> str:
     paths = [*trial.checkpoints("whole"), *(trial.scratch / "whole" / "checkpoints").glob("best*")]
     for path, found in zip(paths, trial.look(*paths), strict=True):
-        if "error" in found:
+        if found["error"]:
             return f"{path.name} does not load with weights_only=True: {found['error']}"
     return ""
 
@@ -321,10 +321,19 @@ def begin(trial: Trial) -> tuple[Trial, str]:
     trial = replace(trial, limit=60 + 5 * (time.monotonic() - start))
     if wrong or (wrong := finished(trial, "again")):
         return trial, wrong
-    if unsteady := state_difference(trial, "again"):
-        return replace(trial, unsteady=record_difference(trial, "again") or unsteady), ""
-    rows = zip(trial.record("whole"), trial.record("again"), strict=False)
-    return replace(trial, timed=frozenset(key for pair in rows for key in changes(*pair))), ""
+    return compared(trial), ""
+
+
+def compared(trial: Trial) -> Trial:
+    """What two equal runs say: what may differ between them, and what should not but does."""
+    ends = [trial.checkpoints(name)[-1] for name in ("whole", "again")]
+    lines = zip(trial.record("whole"), trial.record("again"), strict=False)
+    pairs = [tuple(state["leaves"] for state in trial.look(*ends)), *lines]
+    differ = {key: str(old.get(key)) for old, new in pairs for key in changes(old, new)}
+    timed = frozenset(key for key, value in differ.items() if not value.startswith("sha256 "))
+    if unsteady := state_difference(replace(trial, timed=timed), "again"):
+        return replace(trial, unsteady=record_difference(trial, "again") or unsteady)
+    return replace(trial, timed=timed)
 
 
 def shortcoming(trial: Trial) -> str:

@@ -165,32 +165,41 @@ def no_dropout() -> None:
 
 
 def look(path: str) -> dict[str, Any]:
-    """What a checkpoint holds: a digest of every leaf, the size of every tensor, or why it did not load."""
-    import torch
-
-    found: dict[str, Any] = {"leaves": {}, "norms": {}}
-    try:
-        for name, leaf in leaves(load(path)):
-            if isinstance(leaf, torch.Tensor):
-                if leaf.dim() and leaf.is_floating_point():
-                    found["norms"][name] = leaf.double().norm().item()
-                content = leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                leaf = hashlib.sha256(content).hexdigest()
-            found["leaves"][name] = repr(leaf)
-    except Exception as error:  # each kind of damage has its own
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return found
+    """What a checkpoint holds, and why it does not load with weights_only=True."""
+    error = ""
+    for weights_only in (True, False):
+        try:
+            return contents(load(path, weights_only)) | {"error": error}
+        except Exception as problem:  # each kind of damage has its own
+            error = error or f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return {"error": error, "leaves": {}, "norms": {}}
 
 
-def load(path: str) -> Any:
+def load(path: str, weights_only: bool) -> Any:
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     if os.path.isfile(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
     with tempfile.NamedTemporaryFile() as file:
         dcp_to_torch_save(path, file.name)
-        return torch.load(file.name, map_location="cpu", weights_only=True)
+        return torch.load(file.name, map_location="cpu", weights_only=weights_only)
+
+
+def contents(state: Any) -> dict[str, dict[str, Any]]:
+    """Every leaf, of a tensor its digest; and the norm of every tensor of numbers."""
+    import torch
+
+    found: dict[str, dict[str, Any]] = {"leaves": {}, "norms": {}}
+    for name, leaf in leaves(state):
+        if isinstance(leaf, torch.Tensor):
+            if leaf.dim() and leaf.is_floating_point():
+                found["norms"][name] = leaf.double().norm().item()
+            leaf = hashlib.sha256(leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found["leaves"][name] = f"sha256 {leaf.hexdigest()}"
+        else:
+            found["leaves"][name] = repr(leaf)
+    return found
 
 
 def leaves(value: Any, name: str = "") -> Any:
