@@ -77,17 +77,17 @@ def ends(pids: list[int], limit: float) -> dict[str, Any]:
                     end = min(end, time.monotonic() + (0 if codes[pid] == -signal.SIGKILL else GRACE))
         if alone or time.monotonic() > end:
             for pid in pids:
-                kill_session(pid)
+                kill_session(pid, alive=pid not in codes)
         if alone:
             sys.exit()
     for pid in pids:
-        kill_session(pid)
+        kill_session(pid, alive=False)
     return {"codes": [codes[pid] for pid in pids], "late": time.monotonic() > last}
 
 
-def kill_session(leader: int) -> None:
+def kill_session(leader: int, alive: bool) -> None:
     """Kill a process and all that it started; loaders have process groups of their own."""
-    members = [leader]
+    members = [leader] if alive else []  # else its number may be another's by now
     for stat in Path("/proc").glob("[0-9]*/stat"):  # elsewhere loaders end by themselves, seconds later
         with suppress(OSError):
             if int(stat.read_text().rpartition(")")[2].split()[3]) == leader:
