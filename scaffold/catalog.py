@@ -59,6 +59,11 @@ class Logger:
     imports: tuple[str, ...]
     test_env: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def function(self) -> str:
+        """What a project calls the function that feeds it."""
+        return "log_to_" + self.name.replace("-", "_")
+
 
 @dataclass(frozen=True)
 class Catalog:

@@ -64,7 +64,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "task": task.name,
         "data": answers.data,
         "source": source,
-        "loggers": [logger.name for logger in loggers],
+        "loggers": loggers,
         "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",
         "gpu": gpu,
@@ -82,6 +82,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
         "deterministic": "deterministic" in chosen,
+        "async_checkpoint": "async-checkpoint" in chosen,
         "net": "ddp_model" if ddp else "model",  # what forward is called on in training
         "eval_net": "ema" if ema else "model",
         "on_main": "rank == 0" if distributed else "",
@@ -98,6 +99,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     }
     files = {name: f"tasks/{task.name}/{name}.jinja" for name in FILES}
     files |= {name: f"project/{name.removeprefix('.')}.jinja" for name in SHARED}
+    if loggers:
+        files["loggers.py"] = "project/loggers.py.jinja"
     if fsdp:
         files["checkpoint.py"] = "project/sharded_checkpoint.py.jinja"
     return Plan(files, facts)

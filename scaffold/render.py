@@ -38,7 +38,7 @@ IMPORT_BLOCK = re.compile(
     re.DOTALL,
 )
 WIDTH = 110  # characters a line
-OWN_MODULES = {"checkpoint", "data", "model", "record", "train"}
+OWN_MODULES = {"checkpoint", "data", "loggers", "model", "record", "train"}
 
 
 class SlotLines(Extension):

@@ -72,6 +72,13 @@ RULES = (
         "without compile",
     ),
     Rule(
+        "async-checkpoint-fsdp",
+        {"with": ("async-checkpoint",)},
+        "it is for the sharded checkpoints of distributed=fsdp",
+        "without async-checkpoint",
+        unless={"distributed": ("fsdp",)},
+    ),
+    Rule(
         "no-tpu-yet",
         {"hardware": ("tpu",)},
         "this version has no TPU templates",

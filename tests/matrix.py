@@ -29,6 +29,8 @@ def oracle(answers: Answers) -> bool:
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
+    if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
+        return False
     regression = "regression" in answers.features
     return not (
         (answers.data == "adult" and regression) or (answers.data == "wine-quality" and not regression)

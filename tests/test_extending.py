@@ -54,10 +54,10 @@ def test_plugin_is_found_and_rendered(package: Path) -> None:
     assert "csv-file" in catalog.loggers
     choice = {"name": "demo", "task": "lab-table", "logger": ("csv-file", "tensorboard"), "with": ("ema",)}
     tree = Renderer(catalog).tree(make_plan(complete(choice, catalog), catalog))
-    train = tree["train.py"]
-    ast.parse(train)
-    assert "import csv\n" in train
-    assert "        log_file.writerow([step, *metrics.values()])\n" in train
+    ast.parse(tree["train.py"])
+    assert "import csv\n" in tree["loggers.py"]
+    assert "def log_to_csv_file(rows: Rows, args: Namespace) -> None:\n" in tree["loggers.py"]
+    assert "        log_file.writerow([step, *metrics.values()])\n" in tree["loggers.py"]
 
 
 def test_without_the_plugin_it_is_unknown() -> None:

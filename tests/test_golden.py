@@ -30,18 +30,23 @@ BUDGETS = {
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
-    "logger=tensorboard": 8,
-    "logger=wandb": 12,
+    "logger=tensorboard": 4,
+    "logger=wandb": 4,
     "with=grad-accum": 22,
     "with=grad-clip": 4,
     "with=ema": 18,
     "with=early-stopping": 14,
     "with=compile": 4,
     "with=deterministic": 4,
+    "with=async-checkpoint": 4,
 }
 
 # What a choice needs beside it, where the base alone does not allow it.
-COMPANIONS = {"precision=tf32": {"hardware": "gpu"}, "data=wine-quality": {"with": ("regression",)}}
+COMPANIONS = {
+    "precision=tf32": {"hardware": "gpu"},
+    "with=async-checkpoint": {"distributed": "fsdp"},
+    "data=wine-quality": {"with": ("regression",)},
+}
 
 
 def base(task: str) -> Answers:
