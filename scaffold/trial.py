@@ -71,7 +71,7 @@ class Trial:
     options: tuple[str, ...]
     scratch: Path
     warm: subprocess.Popen[str] = field(repr=False)
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes
     limit: float = 300  # seconds a run may take
     timed: frozenset[str] = frozenset()  # what differs between equal runs as seconds and paths do
     unsteady: str = ""  # how two runs differ that should not
@@ -86,11 +86,14 @@ class Trial:
     ) -> Outcome:
         """Run train.py to its end; `--resume` is always given, so a run goes on where there is one.
 
-        `still` takes dropout away; fewer processes take larger batches.
+        `still` takes dropout away.
         """
         count = self.ranks if ranks is None else ranks
-        batch_size = self.batch_size * max(1, self.ranks) // max(1, count)
-        fixed = {"--device": "cpu", "--batch-size": batch_size, "--output-dir": self.scratch / name}
+        fixed = {
+            "--device": "cpu",
+            "--batch-size": self.batch_size // max(1, count),
+            "--output-dir": self.scratch / name,
+        }
         words = [*self.options, "--resume", *(str(word) for pair in fixed.items() for word in pair)]
         words += map(str, options)
         common = {"words": words, "still": still, "strike": strike and asdict(strike), "out": os.devnull}

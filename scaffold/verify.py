@@ -23,7 +23,10 @@ from scaffold.trial import Outcome, Strike, Trial, step_of
 
 STEPS = 16  # of a whole run
 EVERY = 6  # steps between checkpoints
-BATCH_SIZES = (96, 8)  # the first that ends within QUICK seconds: the larger one reaches the end of an epoch
+BATCH_SIZES = (
+    96,
+    8,
+)  # examples a step: the first that ends within QUICK seconds; 96 may reach an epoch's end
 QUICK = 10
 TOLERANCE = 5e-3  # between runs of one process and of two, 16-bit precision included
 SETS = {"--device", "--batch-size", "--output-dir", "--resume", "--max-steps", "--checkpoint-every"}
@@ -157,16 +160,18 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def still(trial: Trial, name: str, **how: Any) -> str:
+    """Without dropout, and with a rate of zero, which keeps differences as small as they began."""
+    return finished(trial, name, "--lr", 0, still=True, **how)
+
+
 def evaluation_agrees(trial: Trial) -> str:
-    """The rate is zero, so nothing but the evaluation itself can make a difference."""
-    first = []
-    for name, ranks in (("judged", trial.ranks), ("judged alone", 1)):
-        if wrong := finished(trial, name, "--lr", 0, ranks=ranks, still=True):
-            return f"with --lr 0: {wrong}"
-        first += [row for row in map(judged, trial.record(name)) if len(row) > 1][:1]
-    if len(first) < 2:
+    if wrong := still(trial, "still") or still(trial, "alone", ranks=1):
+        return f"with --lr 0: {wrong}"
+    rows = [[row for row in map(judged, trial.record(name)) if len(row) > 1] for name in ("still", "alone")]
+    if not all(rows):
         raise Unseen(f"no evaluation within {STEPS} steps of {trial.batch_size} examples")
-    return apart(*first)
+    return apart(rows[0][0], rows[1][0])
 
 
 def judged(row: dict[str, float]) -> dict[str, float]:
@@ -183,22 +188,22 @@ def apart(many: dict[str, float], alone: dict[str, float]) -> str:
 
 
 def ranks_agree(trial: Trial) -> str:
-    return finished(trial, "still", still=True) or alike(trial, "still")
+    return still(trial, "still") or alike(trial, "still")
 
 
 def reshards(trial: Trial) -> str:
     """One process goes on from the last checkpoint but one."""
-    if wrong := finished(trial, "still", still=True):
+    if wrong := still(trial, "still"):
         return wrong
     trial.copy("still", "fewer")
     shutil.rmtree(trial.checkpoints("fewer")[-1])
-    wrong = finished(trial, "fewer", ranks=1, still=True) or alike(trial, "fewer")
+    wrong = still(trial, "fewer", ranks=1) or alike(trial, "fewer")
     return wrong and f"resumed by one process: {wrong}"
 
 
 def alike(trial: Trial, name: str) -> str:
     """Is a run, but for rounding, what one process does with the same examples a step?"""
-    if wrong := finished(trial, "alone", ranks=1, still=True):
+    if wrong := still(trial, "alone", ranks=1):
         return f"one process: {wrong}"
     for many, alone in zip(trial.record(name), trial.record("alone"), strict=False):
         if wrong := apart(many, {key: alone[key] for key in alone if key not in judged(alone)}):
