@@ -294,6 +294,51 @@ def diff(
 
 
 @app.command()
+def verify(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH] [-- OPTION...]",
+            help="a project, and options for its train.py",
+            show_default=False,
+        ),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="the Python of the project's environment")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a project, kill it, stop it, damage its checkpoints: which of its guarantees does it keep?"""
+    with one_line():
+        from dataclasses import asdict
+
+        from scaffold.catalog import load_catalog
+        from scaffold.plan import make_plan
+        from scaffold.project import read_answers
+        from scaffold.report import finding_lines, summary
+        from scaffold.trial import trial
+        from scaffold.verify import check_options
+        from scaffold.verify import verify as findings_of
+
+        options = list(words or ())
+        path = Path(options.pop(0) if options and not options[0].startswith("-") else ".")
+        check_options(options)
+        catalog = load_catalog()
+        answers = read_answers(path, catalog)
+        facts = make_plan(answers, catalog).facts
+        ranks = 2 if facts["distributed"] else 0
+        findings = []
+        with trial(path.resolve(), python, ranks, options, facts["test_env"]) as runs:
+            for finding in findings_of(runs, answers, facts["source"]):
+                findings.append(finding)
+                if not as_json:
+                    typer.echo("\n".join(finding_lines(finding)))
+    report = [asdict(finding) for finding in findings]
+    typer.echo(json.dumps(report, indent=2) if as_json else summary(findings))
+    raise typer.Exit(any(finding.state == "broken" for finding in findings))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules
+
+if TYPE_CHECKING:
+    from scaffold.verify import Finding
 
 
 @dataclass(frozen=True)
@@ -118,3 +122,15 @@ def tree_lines(paths: list[str]) -> Iterator[str]:
             seen.add(folder)
             yield f"  {folder}/"
         yield ("    " if folder else "  ") + file
+
+
+def finding_lines(finding: Finding) -> Iterator[str]:
+    """A line for each property, a second where something is wrong or does not apply."""
+    yield f"{finding.state:<15}{finding.number:>3}  {finding.title}"
+    if finding.detail:
+        yield f"{'':<20}{finding.detail}"
+
+
+def summary(findings: list[Finding]) -> str:
+    states = Counter(finding.state for finding in findings)
+    return ", ".join(f"{count} {state}" for state, count in states.items())
