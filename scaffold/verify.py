@@ -23,11 +23,8 @@ from scaffold.trial import Outcome, Strike, Trial, step_of
 
 STEPS = 16  # of a whole run
 EVERY = 6  # steps between checkpoints
-BATCH_SIZES = (
-    96,
-    8,
-)  # examples a step: the first that ends within QUICK seconds; 96 may reach an epoch's end
-QUICK = 10
+BATCH_SIZES = (96, 8)  # examples a step, the first that is quick; 96 may reach an epoch's end
+QUICK = 10  # seconds for a whole run
 TOLERANCE = 5e-3  # between runs of one process and of two, 16-bit precision included
 SETS = {"--device", "--batch-size", "--output-dir", "--resume", "--max-steps", "--checkpoint-every"}
 

@@ -46,10 +46,8 @@ def main() -> None:
 def warm_up(project: Path) -> None:
     """Import what the project's files import, but for those files themselves."""
     own = {path.stem for path in project.iterdir()}
-    names = {
-        "torch._dynamo",
-        "torch.distributed.checkpoint",
-    }  # every optimizer imports the one at its first step
+    # optimizers import the first at their first step, whoever reads shards the second
+    names = {"torch._dynamo", "torch.distributed.checkpoint"}
     for file in project.glob("*.py"):
         with suppress(SyntaxError, ValueError, OSError):  # a run will say it
             for node in ast.parse(file.read_bytes()).body:
