@@ -130,6 +130,8 @@ def test_14_nan_on_one_rank(tmp_path: Path, distributed: str) -> None:
 
 RESHARD = """
 import sys
+from pathlib import Path
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -152,6 +154,7 @@ dist.destroy_process_group()
 
 PLAIN = """
 import sys
+import torch
 from data import build_datasets
 from model import TableNet
 

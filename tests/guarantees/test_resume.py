@@ -248,8 +248,11 @@ def test_03_all_damaged(made: Make, tmp_path: Path) -> None:
 
 ANY_BIT = """
 import random, shutil, sys
+from pathlib import Path
+import torch
 from checkpoint import newest_checkpoint
 sys.path.insert(0, sys.argv[2])
+from tests.projects import same_bits
 older, newer = sorted(Path(sys.argv[1]).glob("step-*.pt"))
 content, rng = newer.read_bytes(), random.Random(0)
 state = torch.load(newer, weights_only=True)

@@ -17,6 +17,7 @@ from tests.projects import checkpoints, drive, edit, load, render, same_run, tra
 
 OVERFLOW = """
 import sys
+import torch
 import train
 
 class Huge(torch.amp.GradScaler):
@@ -128,6 +129,7 @@ def test_17_control_schedule(tmp_path: Path) -> None:
 
 AVERAGE = """
 import sys
+import torch
 import train
 
 states = []
