@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
 import shutil
 import signal
+import subprocess
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests import projects
-from tests.conftest import Make, Whole
+from tests.conftest import Make, Whole, files_under
 from tests.guarantees.harness import (
     PARTIAL,
+    RANKS,
     RICH,
     SHARDED_OPTIONS,
     SHORT,
     SLOW_IMAGES,
     TASKS,
+    everywhere,
+    killed,
     killed_and_resumed,
+    over_ranks,
     suicidal,
+    until_the_first_ends,
     with_dropout,
 )
 from tests.projects import (
@@ -57,6 +66,7 @@ MOMENTS = {
     "first step": "after 1",
     "mid-epoch": "before 18",
     "last step of an epoch": "after 29",
+    "in an evaluation": "evaluating 29",
     "after an evaluation": "evaluated 29",
     "between log and save": "logged 35",
     "saving": "saved 21",
@@ -71,7 +81,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_01_killed_at(made: Make, whole: Whole, tmp_path: Path, moment: str) -> None:
     project = made(with_dropout, suicidal, task="tabular")
-    killed_and_resumed(project, tmp_path, MOMENTS[moment], workers=0)
+    killed_and_resumed(project, tmp_path, MOMENTS[moment])
     assert same_run(whole(project, *SHORT), tmp_path)
     best = [load(place / "checkpoints" / "best.pt") for place in (whole(project, *SHORT), tmp_path)]
     assert same_bits(*best)
@@ -86,9 +96,20 @@ def test_01_killed_with_workers(made: Make, whole: Whole, tmp_path: Path, moment
     assert same_run(whole(project, *SHORT), tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["mid-epoch", "after an evaluation", "saving", "last save"])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+WITH_LOADERS = ["first step", "after an evaluation", "saving", "last step"]
+WITHOUT = ["mid-epoch", "last step of an epoch", "in an evaluation", "last save"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "workers"),
+    [
+        *((moment, 2) for moment in WITH_LOADERS),
+        *((moment, 0) for moment in WITHOUT),
+        *(pytest.param(moment, 0, marks=pytest.mark.heavy) for moment in WITH_LOADERS),
+        *(pytest.param(moment, 2, marks=pytest.mark.heavy) for moment in WITHOUT),
+    ],
+)
+@over_ranks
 def test_01_ranks_killed(
     made: Make, whole: Whole, tmp_path: Path, moment: str, workers: int, distributed: str
 ) -> None:
@@ -150,7 +171,7 @@ def test_01_control_order_forgotten(tmp_path: Path) -> None:
     project = suicidal(render(tmp_path / "demo", task="tabular"))
     train(project, *SHORT, "--output-dir", tmp_path / "whole")
     edit(project / "train.py", "args.batch_size, args.seed, step)", "args.batch_size, args.seed, 0)")
-    killed_and_resumed(project, tmp_path / "parts", "before 18", workers=0)
+    killed_and_resumed(project, tmp_path / "parts", "before 18")
     assert not same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -160,11 +181,170 @@ def test_01_control_dropout_not_seeded_by_step(tmp_path: Path) -> None:
     edit(
         project / "train.py", "manual_seed(hash((args.seed, step)))", "manual_seed(hash((args.seed, 'x')))", 1
     )
-    killed_and_resumed(project, tmp_path / "parts", "before 18", workers=0)
+    killed_and_resumed(project, tmp_path / "parts", "before 18")
     assert not same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 # 2: killed while saving
+
+
+# kill -9 before the file operation that STRIKE says, counted from where the first save begins
+STRIKES = """
+import os, sys, tempfile
+
+tempfile.tempdir = None  # what TMPDIR says now
+left = int(os.environ["STRIKE"]) if os.environ.get("RANK", "0") == "0" else 0
+begun = False
+
+def hook(event, arguments):
+    global left, begun
+    if event in ("open", "shutil.copyfile") or event.startswith("os.") and event != "os.scandir":
+        places = [os.fspath(place) for place in arguments if isinstance(place, str | os.PathLike)]
+        begun = begun or any("partial" in place for place in places)
+        if begun and any("checkpoints" in place for place in places):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), 9)
+
+sys.addaudithook(hook)
+"""
+SAVES = ["--epochs", 3, "--checkpoint-every", 4]  # saved at 4, at 7 (the end of an epoch, so the best), at 8
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """TMPDIR on another file system."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        assert os.stat(folder).st_dev != os.stat(tmp_path).st_dev
+        yield {"TMPDIR": folder}
+
+
+def strike(project: Path, folder: Path, distributed: str, env: dict[str, str], stride: int) -> Iterator[Path]:
+    """Go on from step 4 to 8, killed at every file operation (or every few); what is left each time."""
+    ranks = RANKS[distributed]
+    options = [*SAVES, "--batch-size", 33 if ranks else 66, "--output-dir"]
+    train_ranks(project, *options, folder / "four", "--max-steps", 4, ranks=ranks)
+    train_ranks(project, *options, folder / "eight", "--max-steps", 8, ranks=ranks)
+    for number in itertools.count(1, stride):
+        place = folder / str(number)
+        shutil.copytree(folder / "four", place)
+        going_on = [*options, place, "--max-steps", 8, "--resume"]
+        if not killed(project, *going_on, ranks=ranks, first=STRIKES, env=env | {"STRIKE": str(number)}):
+            break
+        yield place
+    assert number > 10
+
+
+def is_whole(place: Path) -> bool:
+    """Is the newest checkpoint there what an uninterrupted run has at that step, and the best one too?"""
+    known = {path.name: path for name in ("four", "eight") for path in checkpoints(place.parent / name)}
+    known["best.pt"] = place.parent / "eight" / "checkpoints" / "best.pt"
+    newest = [checkpoints(place)[-1], *(place / "checkpoints").glob("best.pt")]
+    try:
+        return all(same_bits(load(path), load(known[path.name])) for path in newest)
+    except (OSError, RuntimeError, EOFError):  # not even a checkpoint
+        return False
+
+
+@pytest.mark.parametrize(
+    ("distributed", "stride"),
+    [
+        ("none", 1),
+        ("ddp", 4),
+        ("fsdp", 8),
+        pytest.param("ddp", 1, marks=pytest.mark.heavy),
+        pytest.param("fsdp", 1, marks=pytest.mark.heavy),
+    ],
+)
+def test_02_killed_at_any_file_operation(
+    made: Make, tmp_path: Path, elsewhere: dict[str, str], distributed: str, stride: int
+) -> None:
+    project = made(task="tabular", distributed=distributed)
+    for place in strike(project, tmp_path, distributed, elsewhere, stride):
+        assert is_whole(place), place
+
+
+@everywhere
+def test_02_killed_while_writing(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
+    """As soon as anything of a save is there, again and again."""
+    project, ranks = made(task="tabular", distributed=distributed), RANKS[distributed]
+    options = [*SHORT, "--checkpoint-every", 3]
+    command = [*options, "--output-dir", tmp_path, "--resume"]
+    for _ in range(3):
+        known = checkpoints(tmp_path)
+        server().start(project, *command, ranks=ranks)
+        until(
+            lambda known=known: checkpoints(tmp_path) > known and any(tmp_path.glob("*/*.partial")), every=0
+        )
+        server().kill()
+        server().wait()
+        load(checkpoints(tmp_path)[-1])
+    train_ranks(project, *command, ranks=ranks)
+    assert same_run(whole(project, *options, ranks=ranks), tmp_path)
+
+
+# nothing larger than 8 KiB can be written: a limit of the system's, which needs no rights to set
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+"""
+
+
+def check_full(result: Result, output_dir: Path, before: dict[str, bytes]) -> None:
+    """One line that names the place, and all that was saved before as it was."""
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert "cannot" in result.message and str(output_dir) in result.message
+    after = files_under(output_dir / "checkpoints")
+    assert {name: after.get(name) for name in before} == before
+    assert not [name for name in after.keys() - before.keys() if "partial" not in name]
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback, so far")
+@everywhere
+def test_02_full_disk(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
+    project, ranks = made(task="tabular", distributed=distributed), RANKS[distributed]
+    options = [*SHORT, "--output-dir", tmp_path, "--resume"]
+    train_ranks(project, *options, "--max-steps", 21, ranks=ranks)
+    before = files_under(tmp_path / "checkpoints")
+    check_full(until_the_first_ends(project, *options, ranks=ranks, first=FULL), tmp_path, before)
+    train_ranks(project, *options, ranks=ranks)
+    assert same_run(whole(project, *SHORT, ranks=ranks), tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback, so far")
+def test_02_no_space_left(made: Make, whole: Whole, small_disk: Path) -> None:
+    project = made(task="tabular")
+    options = [*SHORT, "--output-dir", small_disk / "out", "--resume"]
+    train(project, *options, "--max-steps", 21)
+    before = files_under(small_disk / "out" / "checkpoints")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 16384))
+    check_full(train(project, *options, check=False), small_disk / "out", before)
+    ballast.unlink()
+    train(project, *options)
+    assert same_run(whole(project, *SHORT), small_disk / "out")
+
+
+@pytest.mark.parametrize("distributed", ["none", "ddp"])
+def test_02_control_copied_into_place(tmp_path: Path, elsewhere: dict[str, str], distributed: str) -> None:
+    """A file that is copied to its name, as from another file system, is not there at once."""
+    project = render(tmp_path / "demo", task="tabular", distributed=distributed)
+    copy = "    path.touch()\n    shutil.copyfile(partial, path)\n"
+    edit(project / "checkpoint.py", "    partial.replace(path)\n", copy)
+    assert not all(map(is_whole, strike(project, tmp_path, distributed, elsewhere, 1)))
 
 
 def test_02_control_save_in_place(tmp_path: Path) -> None:
@@ -223,7 +403,7 @@ def test_03_damaged_checkpoint(made: Make, whole: Whole, tmp_path: Path, damage:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bits"])
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+@over_ranks
 def test_03_damaged_checkpoint_of_ranks(
     made: Make, whole: Whole, tmp_path: Path, damage: str, distributed: str
 ) -> None:
@@ -352,7 +532,7 @@ def test_08_sigterm_while_loaders_start(made: Make, tmp_path: Path, delay: float
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+@over_ranks
 def test_08_sigterm_to_one_rank(
     made: Make, whole: Whole, tmp_path: Path, victim: int, distributed: str
 ) -> None:
@@ -368,17 +548,20 @@ def test_08_sigterm_to_one_rank(
 
 
 @pytest.mark.parametrize(
-    ("task", "workers"),
+    ("task", "workers", "distributed"),
     [
-        pytest.param("tabular", 0, marks=pytest.mark.heavy),
-        ("tabular", 2),
-        pytest.param("image-classification", 0, marks=pytest.mark.heavy),
-        pytest.param("image-classification", 2, marks=pytest.mark.heavy),
+        pytest.param("tabular", 0, "ddp", marks=pytest.mark.heavy),
+        ("tabular", 2, "ddp"),
+        pytest.param("image-classification", 0, "ddp", marks=pytest.mark.heavy),
+        pytest.param("image-classification", 2, "ddp", marks=pytest.mark.heavy),
+        pytest.param("tabular", 2, "fsdp", marks=pytest.mark.heavy),
     ],
 )
-def test_08_sigterm_to_torchrun(made: Make, whole: Whole, tmp_path: Path, task: str, workers: int) -> None:
+def test_08_sigterm_to_torchrun(
+    made: Make, whole: Whole, tmp_path: Path, task: str, workers: int, distributed: str
+) -> None:
     """torchrun passes it on to its workers' groups, and exits 1 whatever they return."""
-    project = made(with_dropout, task=task, distributed="ddp")
+    project = made(with_dropout, task=task, distributed=distributed)
     options = ["--epochs", 20, "--batch-size", 4, "--max-steps", 400]
     arguments = [*options, "--output-dir", tmp_path, "--workers", workers, "--resume"]
     with projects.started(project, projects.torchrun("train.py", *arguments)) as launcher:
@@ -453,23 +636,27 @@ def test_19_control_best_rotated(tmp_path: Path) -> None:
         check_kept(tmp_path / "out", [35, 40])
 
 
+EARLY = ["--lr", 0, "--patience", 2, "--batch-size", 65, "--checkpoint-every", 3]
+
+
 def stop_early(project: Path, output_dir: Path, *options: object, ranks: int = 0) -> None:
     """Nothing is learnt, so the first evaluation stays the best."""
-    fixed = ["--lr", 0, "--patience", 2, "--batch-size", 65, "--output-dir", output_dir]
-    train_ranks(project, *fixed, *options, ranks=ranks)
+    train_ranks(project, *EARLY, "--output-dir", output_dir, *options, ranks=ranks)
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_19_early_stopping(made: Make, tmp_path: Path, ranks: int) -> None:
-    project = made(task="tabular", features=("early-stopping",), distributed="ddp" if ranks else "none")
+@everywhere
+def test_19_early_stopping(made: Make, tmp_path: Path, distributed: str) -> None:
+    project, ranks = (
+        made(task="tabular", features=("early-stopping",), distributed=distributed),
+        RANKS[distributed],
+    )
     stop_early(project, tmp_path, ranks=ranks)
     ends = [4, 7, 11] if ranks else [7, 14, 21]
     assert sorted(values(tmp_path, "val/loss")) == ends
     assert load(checkpoints(tmp_path)[-1])["counters"]["stale"] == 2
-    kept = [*(tmp_path / "checkpoints").iterdir(), tmp_path / "metrics.jsonl"]
-    before = {path: path.read_bytes() for path in kept}
+    before = files_under(tmp_path / "checkpoints") | {"": (tmp_path / "metrics.jsonl").read_bytes()}
     stop_early(project, tmp_path, "--resume", ranks=ranks)
-    assert before == {path: path.read_bytes() for path in kept}
+    assert before == files_under(tmp_path / "checkpoints") | {"": (tmp_path / "metrics.jsonl").read_bytes()}
 
 
 def test_19_early_stopping_survives_a_stop(made: Make, tmp_path: Path) -> None:
@@ -478,6 +665,56 @@ def test_19_early_stopping_survives_a_stop(made: Make, tmp_path: Path) -> None:
     stop_early(project, tmp_path / "parts", "--max-steps", 15)
     stop_early(project, tmp_path / "parts", "--resume")
     assert same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@everywhere
+def test_19_best_and_stale_survive_a_kill(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
+    """Killed between the second evaluation and the third, and after a checkpoint that knows of the second."""
+    given = {"task": "tabular", "features": ("early-stopping",), "distributed": distributed}
+    project, ranks = made(suicidal, **given), RANKS[distributed]
+    killed_and_resumed(project, tmp_path, "after 10" if ranks else "after 16", ranks=ranks, given=EARLY)
+    reference = whole(project, *EARLY, ranks=ranks)
+    assert same_run(reference, tmp_path)
+    assert same_bits(*(load(place / "checkpoints" / "best.pt") for place in (reference, tmp_path)))
+
+
+def evaluating_to_nan(project: Path) -> Path:
+    """All evaluations but the first."""
+    old = '"val/accuracy": correct / count}'
+    edit(project / "train.py", old, '"val/accuracy": correct / count if evaluate.calls == 1 else math.nan}')
+    loop = "    for batch in loader:\n"
+    edit(project / "train.py", loop, '    evaluate.calls = getattr(evaluate, "calls", 0) + 1\n' + loop)
+    return project
+
+
+def best_of_nan(project: Path, output_dir: Path, distributed: str) -> tuple[list[Result], dict[str, float]]:
+    options = ["--batch-size", 33, "--epochs", 3, "--output-dir", output_dir]
+    results = train_ranks(project, *options, ranks=RANKS[distributed], check=False)
+    return results, load(output_dir / "checkpoints" / "best.pt")["counters"]
+
+
+@everywhere
+def test_19_nan_is_never_best(made: Make, tmp_path: Path, distributed: str) -> None:
+    project = made(evaluating_to_nan, task="tabular", distributed=distributed)
+    results, best = best_of_nan(project, tmp_path, distributed)
+    for result in results:
+        assert result.code == 1 and "nan" in result.message and result.err.count("\n") == 1
+    [first] = [row for row in metrics(tmp_path) if "val/accuracy" in row]
+    assert (best["step"], best["best"]) == (first["step"], first["val/accuracy"])
+
+
+@everywhere
+def test_19_control_nan_is_best(tmp_path: Path, distributed: str) -> None:
+    project = evaluating_to_nan(render(tmp_path / "demo", task="tabular", distributed=distributed))
+    edit(project / "train.py", "        check_finite(metrics, step)\n", "")
+    edit(
+        project / "train.py",
+        'metrics.get("val/accuracy", best) > best',
+        'not metrics.get("val/accuracy", best) <= best',
+    )
+    results, best = best_of_nan(project, tmp_path / "out", distributed)
+    assert all(result.code == 0 for result in results)
+    assert math.isnan(best["best"])
 
 
 def test_19_control_early_stopping(tmp_path: Path) -> None:
@@ -516,6 +753,15 @@ def test_24_record_holds_everything_once(made: Make, whole: Whole, tmp_path: Pat
     assert same_run(whole(project, *SHORT), tmp_path)
 
 
+@everywhere
+def test_24_each_once_after_a_kill(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
+    """Killed between the record of a step and its checkpoint."""
+    project, ranks = made(with_dropout, suicidal, task="tabular", distributed=distributed), RANKS[distributed]
+    killed_and_resumed(project, tmp_path, "logged 35", ranks=ranks)
+    check_once(tmp_path)
+    assert metrics(tmp_path) == metrics(whole(project, *SHORT, ranks=ranks))
+
+
 @pytest.mark.parametrize("tail", ['{"step": 29, "train/lo', "\0\0\0\0", "\0\0\n", '{"step": 29}\n{"st'])
 def test_24_torn_last_line(made: Make, whole: Whole, tmp_path: Path, tail: str) -> None:
     project = made(task="tabular")
@@ -541,7 +787,7 @@ def test_24_control_metrics_not_cut(tmp_path: Path) -> None:
     project = suicidal(render(tmp_path / "demo", task="tabular"))
     train(project, *SHORT, "--output-dir", tmp_path / "whole")
     edit(project / "record.py", "    file.truncate(end)\n", "")
-    killed_and_resumed(project, tmp_path / "parts", "before 18", workers=0)
+    killed_and_resumed(project, tmp_path / "parts", "before 18")
     assert not same_run(tmp_path / "whole", tmp_path / "parts")
 
 
