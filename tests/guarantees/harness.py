@@ -70,7 +70,8 @@ def suicidal(project: Path) -> Path:
     helper = """
 
 def kill_at(place, step=None):
-    kill_at.step = step or kill_at.step
+    if step is not None:
+        kill_at.step = step
     if os.environ.get("KILL") == f"{place} {kill_at.step}" and os.environ.get("RANK", "0") == "0":
         os.kill(os.getpid(), 9)
 
