@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ TASKS = ["image-classification", "tabular"]
 RANKS = {"none": 0, "ddp": 2, "fsdp": 2}  # processes; 0 is one that is not told of any others
 everywhere = pytest.mark.parametrize("distributed", RANKS)
 over_ranks = pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+SLOW_RANKS = ["none", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("ddp", "fsdp"))]
 SLOW_IMAGES = [pytest.param("image-classification", marks=pytest.mark.heavy), "tabular"]
 NUM_TRAIN = {"image-classification": 1437, "tabular": 455}
 SHORT = ["--batch-size", 16, "--epochs", 3, "--max-steps", 40, "--log-every", 4, "--checkpoint-every", 7]
@@ -125,6 +126,19 @@ def closed_form(step: int, peak: float, warmup: int, total: int) -> float:
     if done < warmup:
         return peak * (done + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup)))
+
+
+def with_few_pictures(size: int) -> Callable[[Path], Path]:
+    """Only so many to evaluate, and 120 to train on."""
+
+    def with_pictures(project: Path) -> Path:
+        for name, number in (("~held_out", 120), ("held_out", size)):
+            old = f"Images(images[{name}], labels[{name}]"
+            edit(project / "data.py", old, old.replace("]", f"][:{number}]"))
+        return project
+
+    with_pictures.__name__ += f"_{size}"
+    return with_pictures
 
 
 def with_spy(project: Path) -> Path:

@@ -27,6 +27,7 @@ from tests.guarantees.harness import (
     suicidal,
     with_dropout,
     with_evaluation_spy,
+    with_few_pictures,
 )
 from tests.projects import (
     Result,
@@ -43,19 +44,6 @@ from tests.projects import (
 )
 
 # 5: evaluation
-
-
-def with_few_pictures(size: int) -> Callable[[Path], Path]:
-    """Only so many to evaluate, and 120 to train on."""
-
-    def with_pictures(project: Path) -> Path:
-        for name, number in (("~held_out", 120), ("held_out", size)):
-            old = f"Images(images[{name}], labels[{name}]"
-            edit(project / "data.py", old, old.replace("]", f"][:{number}]"))
-        return project
-
-    with_pictures.__name__ += f"_{size}"
-    return with_pictures
 
 
 @over_ranks

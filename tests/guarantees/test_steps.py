@@ -18,6 +18,7 @@ from tests.guarantees.harness import (
     NUM_TRAIN,
     RANKS,
     SLOW_IMAGES,
+    SLOW_RANKS,
     TASKS,
     closed_form,
     everywhere,
@@ -125,8 +126,15 @@ def unfused(project: Path) -> Path:
 
 
 @pytest.mark.parametrize("task", SLOW_IMAGES)
-@pytest.mark.parametrize("kind", [fused, unfused])
-@everywhere
+@pytest.mark.parametrize(
+    ("distributed", "kind"),
+    [
+        *((distributed, fused) for distributed in RANKS),
+        ("none", unfused),
+        pytest.param("ddp", unfused, marks=pytest.mark.heavy),
+        pytest.param("fsdp", unfused, marks=pytest.mark.heavy),
+    ],
+)
 def test_10_skipped_steps(
     made: Make, tmp_path: Path, task: str, kind: Callable[[Path], Path], distributed: str
 ) -> None:
@@ -243,7 +251,7 @@ def test_17_max_steps_leaves_the_schedule_alone(
     check_schedule(tmp_path, total, 28)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SLOW_IMAGES)
 @everywhere
 def test_17_schedule_over_ranks_and_resumes(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     project = made(task=task, distributed=distributed, features=("grad-accum",))
@@ -337,7 +345,7 @@ def test_18_control_average(tmp_path: Path, distributed: str) -> None:
         check_average(states)
 
 
-@everywhere
+@pytest.mark.parametrize("distributed", SLOW_RANKS)
 def test_18_control_average_forgotten(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
     """A restart that takes the model for its average is seen."""
     project, ranks = made(task="tabular", distributed=distributed, features=("ema",)), RANKS[distributed]
