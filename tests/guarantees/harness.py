@@ -95,10 +95,15 @@ RICH = {
 }
 
 
+def first_ended() -> bool:
+    """Has the first process come to an end, though the server may still wait for others?"""
+    return not Path(f"/proc/{server().pids[0]}/fd/1").exists()
+
+
 def until_the_first_ends(project: Path, *options: object, ranks: int, **settings: Any) -> Result:
     """Run the program until its first process ends, which the others may wait for in vain."""
     server().start(project, *options, ranks=ranks, **settings)
-    until(lambda: not Path(f"/proc/{server().pids[0]}/fd/1").exists())
+    until(first_ended)
     server().kill()
     return server().wait()[0]
 

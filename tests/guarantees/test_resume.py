@@ -30,6 +30,7 @@ from tests.guarantees.harness import (
     SLOW_IMAGES,
     TASKS,
     everywhere,
+    first_ended,
     killed,
     killed_and_resumed,
     over_ranks,
@@ -145,13 +146,13 @@ def storm(project: Path, output_dir: Path, kills: int, seed: int, ranks: int, *o
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("distributed", ["none", "ddp", "fsdp"])
+@everywhere
 @pytest.mark.parametrize("task", TASKS)
 def test_01_killed_at_random(
     made: Make, whole: Whole, tmp_path: Path, task: str, distributed: str, seed: int
 ) -> None:
     project = made(with_dropout, task=task, distributed=distributed)
-    ranks = 0 if distributed == "none" else 2
+    ranks = RANKS[distributed]
     options = ["--epochs", 4, "--checkpoint-every", 9, "--batch-size", 16 if ranks else 32]
     storm(project, tmp_path, 8, seed, ranks, *options)
     assert same_run(whole(project, *options, ranks=ranks), tmp_path)
@@ -266,21 +267,24 @@ def test_02_killed_at_any_file_operation(
 
 @everywhere
 def test_02_killed_while_writing(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
-    """As soon as anything of a save is there, again and again."""
+    """As soon as there is a first piece of a new file, three times over."""
     project, ranks = made(task="tabular", distributed=distributed), RANKS[distributed]
     options = [*SHORT, "--checkpoint-every", 3]
     command = [*options, "--output-dir", tmp_path, "--resume"]
     for _ in range(3):
         known = checkpoints(tmp_path)
         server().start(project, *command, ranks=ranks)
-        until(
-            lambda known=known: checkpoints(tmp_path) > known and any(tmp_path.glob("*/*.partial")), every=0
-        )
+        until(lambda known=known: first_ended() or is_saving(tmp_path, known), every=0)
         server().kill()
         server().wait()
         load(checkpoints(tmp_path)[-1])
     train_ranks(project, *command, ranks=ranks)
     assert same_run(whole(project, *options, ranks=ranks), tmp_path)
+
+
+def is_saving(output_dir: Path, known: list[Path]) -> bool:
+    """Is there a newer checkpoint than those, and the beginning of another?"""
+    return checkpoints(output_dir) > known and any(output_dir.glob("checkpoints/*.partial"))
 
 
 # nothing larger than 8 KiB can be written: a limit of the system's, which needs no rights to set
