@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.conftest import Make
-from tests.guarantees.harness import RANKS, everywhere, joined, over_ranks, seen, with_spy
+from tests.guarantees.harness import RANKS, everywhere, joined, mostly_alone, over_ranks, seen, with_spy
 from tests.projects import edit, render
 
 # 15: the order
@@ -104,7 +104,7 @@ def test_16_augmentation_differs_between_epochs(made: Make, tmp_path: Path) -> N
     assert 0 < (first & second).total() < 1437 * 0.4  # 3 x 3 shifts: about a ninth comes out alike
 
 
-@everywhere
+@mostly_alone
 def test_16_control_augmentation(tmp_path: Path, distributed: str) -> None:
     """Augmentation from the process' own generator depends on workers and ranks."""
     plain = with_spy(render(tmp_path / "plain"))

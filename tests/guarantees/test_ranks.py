@@ -22,6 +22,7 @@ from tests.guarantees.harness import (
     TASKS,
     everywhere,
     joined,
+    mostly_alone,
     over_ranks,
     seen,
     suicidal,
@@ -398,7 +399,7 @@ def test_13_weighted_by_count(made: Make, tmp_path: Path, distributed: str) -> N
     assert found == pytest.approx(exact, rel=1e-6)
 
 
-@everywhere
+@mostly_alone
 def test_13_control_weighted_by_batch(tmp_path: Path, distributed: str) -> None:
     project = with_few(64, 7)(render(tmp_path / "demo", task="tabular", distributed=distributed))
     edit(project / "train.py", 'target, reduction="sum").item()', "target).item()")

@@ -33,6 +33,7 @@ from tests.guarantees.harness import (
     first_ended,
     killed,
     killed_and_resumed,
+    mostly_alone,
     over_ranks,
     suicidal,
     until_the_first_ends,
@@ -707,7 +708,7 @@ def test_19_nan_is_never_best(made: Make, tmp_path: Path, distributed: str) -> N
     assert (best["step"], best["best"]) == (first["step"], first["val/accuracy"])
 
 
-@everywhere
+@mostly_alone
 def test_19_control_nan_is_best(tmp_path: Path, distributed: str) -> None:
     project = evaluating_to_nan(render(tmp_path / "demo", task="tabular", distributed=distributed))
     edit(project / "train.py", "        check_finite(metrics, step)\n", "")

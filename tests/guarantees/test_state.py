@@ -12,7 +12,14 @@ import torch
 
 from tests import projects
 from tests.conftest import Make
-from tests.guarantees.harness import RANKS, SHARDED_OPTIONS, TASKS, everywhere, with_few_pictures
+from tests.guarantees.harness import (
+    RANKS,
+    SHARDED_OPTIONS,
+    TASKS,
+    everywhere,
+    mostly_alone,
+    with_few_pictures,
+)
 from tests.projects import Result, checkpoints, edit, load, render, train_ranks
 
 # 21: one set of names
@@ -153,7 +160,7 @@ def test_22_plain_values(made: Make, tmp_path: Path, distributed: str) -> None:
     assert load(checkpoints(tmp_path)[-1])["counters"]["step"] > 0  # reads shards in the same way
 
 
-@everywhere
+@mostly_alone
 def test_22_control_an_object_saved(tmp_path: Path, distributed: str) -> None:
     project = render(tmp_path / "demo", distributed=distributed, **EVERYTHING)
     edit(

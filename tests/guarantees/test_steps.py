@@ -18,10 +18,10 @@ from tests.guarantees.harness import (
     NUM_TRAIN,
     RANKS,
     SLOW_IMAGES,
-    SLOW_RANKS,
     TASKS,
     closed_form,
     everywhere,
+    mostly_alone,
     noted,
 )
 from tests.projects import checkpoints, edit, load, render, same_run, train, train_ranks, values
@@ -63,7 +63,7 @@ def test_04_gradient_of_a_window(made: Make, tmp_path: Path, distributed: str) -
         assert distance(windows(project, tmp_path / str(accum), distributed, accum), whole) < 1e-6
 
 
-@everywhere
+@mostly_alone
 def test_04_control_window_not_averaged(made: Make, tmp_path: Path, distributed: str) -> None:
     whole = gradients(made(deep, task="tabular"), tmp_path / "whole", "--batch-size", 24)
     project = deep(
@@ -146,7 +146,7 @@ def test_10_skipped_steps(
     assert same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@everywhere
+@mostly_alone
 def test_10_control_skipped(tmp_path: Path, distributed: str) -> None:
     project = render(tmp_path / "demo", task="tabular", distributed=distributed, **FP16)
     edit(project / "train.py", "            continue\n", "            pass\n")
@@ -216,7 +216,7 @@ CLIP = "        nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)\n"
 @pytest.mark.parametrize(
     ("old", "new"), [(UNSCALE + CLIP, CLIP + UNSCALE), (CLIP, "")], ids=["scaled", "unclipped"]
 )
-@everywhere
+@mostly_alone
 def test_11_control_clipping(made: Make, tmp_path: Path, old: str, new: str, distributed: str) -> None:
     project = render(tmp_path / "demo", distributed=distributed, **CLIPPED)
     edit(project / "train.py", old, new)
@@ -336,7 +336,7 @@ def test_18_average_is_what_is_evaluated(made: Make, tmp_path: Path) -> None:
     assert not set(losses["plain"][1].values()) & set(losses["long"][1].values())
 
 
-@everywhere
+@mostly_alone
 def test_18_control_average(tmp_path: Path, distributed: str) -> None:
     project = render(tmp_path / "demo", task="tabular", distributed=distributed, features=("ema",))
     edit(project / "train.py", "lerp_(value, 1 - decay)", "lerp_(value, decay)")
@@ -345,7 +345,7 @@ def test_18_control_average(tmp_path: Path, distributed: str) -> None:
         check_average(states)
 
 
-@pytest.mark.parametrize("distributed", SLOW_RANKS)
+@mostly_alone
 def test_18_control_average_forgotten(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
     """A restart that takes the model for its average is seen."""
     project, ranks = made(task="tabular", distributed=distributed, features=("ema",)), RANKS[distributed]
@@ -412,7 +412,7 @@ def test_23_no_waiting(made: Make, tmp_path: Path, distributed: str) -> None:
     check_waits(waits(made(distributed=distributed, **WAITING), tmp_path, distributed), distributed)
 
 
-@everywhere
+@mostly_alone
 def test_23_control_waiting(tmp_path: Path, distributed: str) -> None:
     project = render(tmp_path / "demo", distributed=distributed, **WAITING)
     old = "        if step < 10 or step % args.log_every == 0:"
@@ -458,7 +458,7 @@ def test_23_no_compilation(made: Make, tmp_path: Path, distributed: str) -> None
     check_graphs(graphs(made(distributed=distributed, **COMPILED), tmp_path, distributed))
 
 
-@everywhere
+@mostly_alone
 def test_23_control_compilation(tmp_path: Path, distributed: str) -> None:
     """A model that depends on something which changes at each step."""
     project = render(tmp_path / "demo", distributed=distributed, **COMPILED)
