@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COMMAND = [sys.executable, "-m", "scaffold"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Make = Whole = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,3 +66,39 @@ def run(env: dict[str, str], place: Path) -> Run:
         return subprocess.run(command, cwd=cwd, capture_output=True, **settings)
 
     return run_scaffold
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A project for some answers, rendered once a session: no test may change it."""
+    from tests.projects import render  # here, because it brings torch along
+
+    known: dict[str, Path] = {}
+
+    def make(*changes: Callable[[Path], Path], **given: object) -> Path:
+        key = repr(([change.__name__ for change in changes], sorted(given.items())))
+        if key not in known:
+            project = render(tmp_path_factory.mktemp("made") / "demo", **given)
+            for change in changes:
+                change(project)
+            known[key] = project
+        return known[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The output directory of a run that nothing interrupted, made once a session."""
+    from tests.projects import train_ranks
+
+    known: dict[str, Path] = {}
+
+    def run_whole(project: Path, *options: object, ranks: int = 0) -> Path:
+        key = repr((project, options, ranks))
+        if key not in known:
+            known[key] = tmp_path_factory.mktemp("whole") / "run"
+            train_ranks(project, "--output-dir", known[key], *options, ranks=ranks)
+        return known[key]
+
+    return run_whole

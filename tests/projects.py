@@ -62,6 +62,7 @@ if mine:
     os.chdir(mine["project"])
     os.environ.update(mine["env"])
     sys.argv, sys.path[0] = mine["argv"], mine["project"]
+    exec(mine["first"], {})
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -137,8 +138,12 @@ class Server:
         ranks: int = 0,
         env: dict[str, str] | None = None,
         err: str | None = None,
+        first: str = "",
     ) -> list[int]:
-        """Start the program, its output in files (`err` may be a terminal); the process ids."""
+        """Start the program, its output in files (`err` may be a terminal); the process ids.
+
+        `first` is Python that each process runs before it: for faults and measurements.
+        """
         jobs = [
             {
                 "project": str(project),
@@ -146,6 +151,7 @@ class Server:
                 "env": (env or {}) | variables,
                 "out": f"{self.folder.name}/out{number}",
                 "err": err or f"{self.folder.name}/err{number}",
+                "first": first,
             }
             for number, variables in enumerate(rank_variables(ranks) if ranks else [{}])
         ]
@@ -194,9 +200,10 @@ def train_ranks(
     timeout: float = 120,
     env: dict[str, str] | None = None,
     check: bool = True,
+    first: str = "",
 ) -> list[Result]:
     """Run train.py to its end in several processes that know each other, as torchrun starts them."""
-    server().start(project, *options, ranks=ranks, env=env)
+    server().start(project, *options, ranks=ranks, env=env, first=first)
     results = server().wait(timeout)
     for result in results:
         assert not check or result.code == 0, result.err
