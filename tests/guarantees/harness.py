@@ -46,9 +46,6 @@ def with_dropout(project: Path) -> Path:
 PARTIAL = '    partial = directory / "checkpoint.partial"\n'
 
 
-BEST_FIRST = "    if best:  # first"
-
-
 def suicidal(project: Path) -> Path:
     """The process kills itself where KILL says: a place and the optimizer step it is at."""
     train_py, checkpoint_py = project / "train.py", project / "checkpoint.py"
@@ -65,7 +62,8 @@ def suicidal(project: Path) -> Path:
     edit(train_py, loop, loop + '        kill_at("evaluating")\n')
     edit(train_py, "        counters = {", '        kill_at("logged", step)\n        counters = {')
     edit(train_py, "PROJECT = ", "import signal\nfrom checkpoint import kill_at\n\nPROJECT = ")
-    edit(checkpoint_py, BEST_FIRST, "    saving['step'] = counters['step']\n" + BEST_FIRST)
+    doc = 'leaves the old files or the new ones."""\n'
+    edit(checkpoint_py, doc, doc + "    saving['step'] = counters['step']\n")
     edit(
         checkpoint_py,
         "    partial.replace(path)\n",

@@ -314,10 +314,7 @@ if os.environ["RANK"] == "1":
 VIEWED = ["--checkpoint-every", 7, "--output-dir", "out"]
 
 
-SILENT = pytest.mark.xfail(strict=True, reason="saves shards that nobody finds, and says nothing")
-
-
-@pytest.mark.parametrize("distributed", ["ddp", pytest.param("fsdp", marks=SILENT)])
+@over_ranks
 def test_09_views_of_a_new_run(tmp_path: Path, distributed: str) -> None:
     """Each process sees another disk: what the run saves can be used, or it says that it cannot."""
     project, view = render(tmp_path / "demo", task="tabular", distributed=distributed), tmp_path / "view"

@@ -305,7 +305,6 @@ def check_full(result: Result, output_dir: Path, before: dict[str, bytes]) -> No
     assert not [name for name in after.keys() - before.keys() if "partial" not in name]
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback, so far")
 @everywhere
 def test_02_full_disk(made: Make, whole: Whole, tmp_path: Path, distributed: str) -> None:
     project, ranks = made(task="tabular", distributed=distributed), RANKS[distributed]
@@ -329,7 +328,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback, so far")
 def test_02_no_space_left(made: Make, whole: Whole, small_disk: Path) -> None:
     project = made(task="tabular")
     options = [*SHORT, "--output-dir", small_disk / "out", "--resume"]

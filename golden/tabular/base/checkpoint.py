@@ -6,7 +6,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -23,14 +23,21 @@ def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, 
     """Save the state of every part, so that a crash at any moment leaves the old files or the new ones."""
     state = {name: part.state_dict() for name, part in parts.items()}
     partial = directory / "checkpoint.partial"
-    torch.save(state | {"counters": counters}, partial)
     path = directory / f"step-{counters['step']:08d}.pt"
-    if best:  # first: a run that goes on from this step has its best
-        publish(shutil.copyfile(partial, directory / "best.partial"), directory / "best.pt")
-    publish(partial, path)
+    try:
+        torch.save(state | {"counters": counters}, partial)
+        if best:  # first: a run that goes on from this step has its best
+            publish(shutil.copyfile(partial, directory / "best.partial"), directory / "best.pt")
+        publish(partial, path)
+    except (OSError, RuntimeError):  # torch.save has the second for a full disk
+        cannot_write(directory)
     older = sorted(other for other in directory.glob("step-*.pt") if other.name < path.name)
     for old in older[: 1 - KEEP]:
         old.unlink()
+
+
+def cannot_write(directory: Path) -> NoReturn:
+    sys.exit(f"cannot write to {directory}: is the disk full? Earlier checkpoints are intact")
 
 
 def publish(partial: Path, path: Path) -> None:
