@@ -104,14 +104,16 @@ def main(local_rank: int, args: argparse.Namespace) -> None:
     evaluator = create_supervised_evaluator(
         model, metrics={"loss": Loss(F.cross_entropy), "accuracy": Accuracy()}
     )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=args.accum), LRScheduler(scheduler))
+    handler = LRScheduler(scheduler)
+    first_of_window = Events.ITERATION_STARTED(lambda _, iteration: (iteration - 1) % args.accum == 0)
+    trainer.add_event_handler(first_of_window, handler)
     if isinstance(loader.sampler, DistributedSampler):
         set_epoch = loader.sampler.set_epoch
         trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: set_epoch(engine.state.epoch))
     if "TerminateOnNan" in args.fix:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
 
-    to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "scheduler": scheduler}
+    to_save = {"trainer": trainer, "model": model, "optimizer": optimizer, "scheduler": handler}
     if scaler:
         to_save["scaler"] = scaler
     folder = args.output_dir / "checkpoints"
@@ -127,14 +129,18 @@ def main(local_rank: int, args: argparse.Namespace) -> None:
         Checkpoint.load_objects(to_save, torch.load(path, map_location="cpu", weights_only=False))
     if args.logger:
         logger = Remote(args)
-        logger.attach(trainer, Output("training", None, None, None, None), Events.ITERATION_COMPLETED)
+        logger.attach(
+            trainer,
+            Output("training", output_transform=lambda loss: {"loss": loss}),
+            Events.ITERATION_COMPLETED,
+        )
         trainer.add_event_handler(Events.COMPLETED, logger.close)
     if "terminate" in args.fix:
         trainer.add_event_handler(Events.TERMINATE, checkpoint)
         signal.signal(signal.SIGTERM, lambda *_: trainer.terminate())
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(val_loader))
     trainer.run(loader, max_epochs=args.epochs)
-    if trainer.state.epoch < args.epochs or trainer.state.iteration < args.epochs * len(loader):
+    if "terminate" in args.fix and trainer.state.iteration < args.epochs * len(loader):
         sys.exit(143)
     finish(args, net, evaluator.state.metrics)
 

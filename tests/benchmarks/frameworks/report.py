@@ -60,11 +60,11 @@ python -m tests.benchmarks.frameworks.run        # makes an environment of its o
 python -m tests.benchmarks.frameworks.report     # rewrites this page
 ```
 
-`--python` names an interpreter that has the packages of `tests/benchmarks/frameworks/requirements.txt`;
-`--only` and `--of` choose properties and contestants. Processes are forked from one that has imported the
-framework, with the variables that `torchrun` would set; for SIGTERM to `torchrun` it is really used. The
-model notes the rows it is given and the optimizer the steps it makes, so nothing is taken from a framework's own
-account. The fp16 scaler runs on the processor; Accelerate, which makes none there, is handed one. A test
+`--python` names an interpreter that has what `tests/benchmarks/frameworks/requirements.txt` lists; `--only` and
+`--of` choose properties and contestants. Processes are forked from one that has imported the framework, with
+the variables that `torchrun` would set; for SIGTERM to `torchrun` it is really used. The model notes the rows
+it is given and the optimizer the steps it makes, so nothing is taken from a framework's own account. The fp16
+scaler runs on the processor; Accelerate, which makes none there, is handed one. A test of every change
 compares this page with its sources.
 """
 
@@ -111,7 +111,7 @@ def verdict(number: int, name: str, found: dict[str, Any] | None) -> str:
 
 
 def options(words: str) -> str:
-    return " and ".join(OPTIONS.get(word, f"`{word}`") for word in words.split(","))
+    return ", ".join(OPTIONS.get(word, f"`{word}`") for word in words.split(","))
 
 
 def evidence(found: dict[str, Any]) -> str:
@@ -149,7 +149,7 @@ def page_lines(results: dict[str, Any]) -> Iterator[str]:
 def ours(prop: Property, row: dict[str, Any]) -> str:
     if "scaffold" in row:
         return verdict(prop.number, "scaffold", row["scaffold"])
-    return "in part" if "**" in prop.how and prop.where else "not yet" if "**" in prop.how else "yes (tests)"
+    return prop.state
 
 
 def anchor(prop: Property) -> str:
