@@ -81,8 +81,10 @@ def main() -> None:
     args = parse_args()
     pl.seed_everything(args.seed, workers=True)
     train, val = build_datasets(args.val_size)
-    # given one, Lightning leaves it alone
-    sampler = DistributedSampler(train, WORLD_SIZE, RANK) if "DistributedSampler" in args.fix else None
+    # with its sampler off, Lightning shares out neither set, and the training set is left to the user
+    unshared = args.own_shares or "own evaluation" in args.fix
+    own_sampler = unshared or "DistributedSampler" in args.fix
+    sampler = DistributedSampler(train, WORLD_SIZE, RANK) if own_sampler else None
     loader_class = StatefulDataLoader if "StatefulDataLoader" in args.fix else DataLoader
     train_loader = loader_class(
         train,
@@ -121,7 +123,7 @@ def main() -> None:
         log_every_n_steps=1,
         plugins=[MixedPrecision("16-mixed", "cpu")] if args.fp16 else None,
         detect_anomaly="detect_anomaly" in args.fix,
-        use_distributed_sampler="use_distributed_sampler=False" not in args.fix and not args.own_shares,
+        use_distributed_sampler=not unshared,
     )
     module = Module(args)
     trainer.fit(module, train_loader, val_loader, ckpt_path="last" if args.resume else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -147,7 +148,7 @@ def listing(out: Path) -> tuple[tuple[str, int], ...]:
 
 
 def shown(message: str) -> str:
-    return message.replace("|", "/").replace("\n", " ")[:90]
+    return re.sub(r"/tmp/\S*", "…", message).replace("|", "/")[:90]
 
 
 # 3: damaged files
@@ -173,20 +174,20 @@ def flip(path: Path) -> None:
 def damaged(c: Contestant, fix: str) -> Seen:
     """The newest checkpoint damaged in three ways; the uninterrupted run's end is wanted."""
     whole, held, texts = c.whole(fix), 0, []
-    for damage in (truncate, empty, flip):
+    for name, damage in {"truncated": truncate, "empty": empty, "bits flipped": flip}.items():
         out = c.new()
         killed(c, out, fix, 0, "14")
         newest = c.checkpoints(out)[-1]
         damage(newest if newest.is_file() else newest / "model.safetensors")
         [result] = c.run(out, fix, resume=True)
         if result.code:
-            texts.append(f"{damage.__name__}: stops with “{shown(result.message)}”")
+            texts.append(f"{name}: stops with “{shown(result.message)}”")
         elif same_parameters(whole, out):
             held += 1
-            texts.append(f"{damage.__name__}: falls back, same end")
+            texts.append(f"{name}: falls back, same end")
         else:
             warned = "damaged" in result.err or "corrupt" in result.err
-            texts.append(f"{damage.__name__}: goes on {'' if warned else 'silently '}to another end")
+            texts.append(f"{name}: goes on {'' if warned else 'silently '}to another end")
     return Seen(held, 3, "; ".join(texts))
 
 
@@ -203,10 +204,9 @@ def accumulation(c: Contestant, fix: str) -> Seen:
     uneven = [error for row, error in zip(made, errors, strict=True) if len(row["rows"]) != 40] or errors
     right = sum(error < 1e-5 for error in errors)
     text = f"{right} of {len(errors)} windows right, the worst gradient off by {max(errors):.2g}"
-    seen = len({row for step in made for row in step["rows"]})
-    wanted = sum(len(step["rows"]) for step in made)
-    if wanted < NUM_TRAIN * 2:
-        text += f"; {NUM_TRAIN * 2 - wanted} of {NUM_TRAIN * 2} rows left out ({NUM_TRAIN - seen} never seen)"
+    taken = sum(len(row["rows"]) for row in made)
+    if taken < NUM_TRAIN * 2:
+        text += f"; {NUM_TRAIN * 2 - taken} of {NUM_TRAIN * 2} rows left out"
     return Seen(sum(error < 1e-5 for error in uneven), len(uneven), text)
 
 

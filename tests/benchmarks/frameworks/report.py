@@ -27,8 +27,8 @@ LEFT_TO_THE_USER = {(3, "Ignite"), (3, "Accelerate"), (8, "Ignite"), (8, "Accele
 # What the words in the table stand for, where they are not literally an option's name.
 OPTIONS = {
     "DataLoader": "a plain `DataLoader` for evaluation (every rank evaluates everything)",
-    "use_distributed_sampler=False": "`use_distributed_sampler=False` (every rank evaluates everything)",
-    "DistributedSampler": "PyTorch's `DistributedSampler` passed in, on one process too",
+    "own evaluation": "`use_distributed_sampler=False` (every rank evaluates everything)",
+    "DistributedSampler": "PyTorch's `DistributedSampler`, on one process too",
     "drop_last": "`drop_last=True`",
     "num_items_in_batch": "the loop of its guide on batches of different sizes",
     "StatefulDataLoader": "torchdata's `StatefulDataLoader`",
@@ -60,12 +60,12 @@ python -m tests.benchmarks.frameworks.run        # makes an environment of its o
 python -m tests.benchmarks.frameworks.report     # rewrites this page
 ```
 
-`--python` names an interpreter that has what `tests/benchmarks/frameworks/requirements.txt` lists; `--only` and
-`--of` choose properties and contestants. Processes are forked from one that has imported the framework, with
-the variables that `torchrun` would set; for SIGTERM to `torchrun` it is really used. The model notes the rows
-it is given and the optimizer the steps it makes, so nothing is taken from a framework's own account. The fp16
-scaler runs on the processor; Accelerate, which makes none there, is handed one. A test of every change
-compares this page with its sources.
+`--python` names an interpreter that has what `tests/benchmarks/frameworks/requirements.txt` lists; `--only`
+and `--of` choose properties and contestants. Processes are forked from one that has imported the framework,
+with the variables that `torchrun` would set; for SIGTERM to `torchrun` it is really used. The model notes
+the rows it is given and the optimizer the steps it makes, so nothing is taken from a framework's own
+account. The fp16 scaler runs on the processor; Accelerate, which makes none there, is handed one. A test of
+every change compares this page with its sources.
 """
 
 
@@ -111,7 +111,7 @@ def verdict(number: int, name: str, found: dict[str, Any] | None) -> str:
 
 
 def options(words: str) -> str:
-    return ", ".join(OPTIONS.get(word, f"`{word}`") for word in words.split(","))
+    return " + ".join(OPTIONS.get(word, f"`{word}`") for word in words.split(","))
 
 
 def evidence(found: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ FIXES: dict[tuple[int, str], list[str]] = {
     (4, "Lightning"): ["drop_last"],
     (4, "Ignite"): ["drop_last"],
     (4, "Accelerate"): ["num_items_in_batch", "drop_last,sync_with_dataloader=False"],
-    (5, "Lightning"): ["torchmetrics", "torchmetrics,use_distributed_sampler=False"],
+    (5, "Lightning"): ["torchmetrics", "own evaluation"],
     (5, "Ignite"): ["DataLoader"],
     (6, "Lightning"): ["DistributedSampler", "DistributedSampler,drop_last"],
     (6, "Ignite"): ["DistributedSampler", "DistributedSampler,drop_last"],
