@@ -32,15 +32,18 @@ class Contestant:
     python: str
     checkpoints: Callable[[Path], list[Path]]  # what resuming looks for, oldest first
     total: int = 30  # optimizer steps of two epochs
-    known: dict[Any, Any] = field(default_factory=dict)
-
-    @cached_property
-    def folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+    known: dict[str, Path] = field(default_factory=dict)  # projects and whole runs, made once
+    place: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
     @cached_property
     def server(self) -> Server:
         return Server(self.python, IMPORTS.format(self.package), self.program)
+
+    def restart(self) -> None:
+        """Another server, after one that a failure left in disorder."""
+        server: Server = self.__dict__.pop("server")
+        server.kill()
+        server.process.kill()
 
     def words(self, out: Path, fix: str, ranks: int, **options: Any) -> list[str]:
         options = {"total_steps": self.total, "output_dir": out, "fix": fix} | options
@@ -63,7 +66,7 @@ class Contestant:
             given |= {"hardware": "gpu", "precision": "fp16"}
         key = repr(given)
         if key not in self.known:
-            self.known[key] = render(self.folder / f"project{len(self.known)}" / "demo", **given)
+            self.known[key] = render(self.new() / "demo", **given)
         return self.known[key]
 
     def run(
@@ -84,7 +87,7 @@ class Contestant:
         return self.wait(timeout, grace)
 
     def wait(self, timeout: float, grace: float) -> list[Result]:
-        """All ends; a rank that waits for one that is gone is killed after a while, as its launcher would."""
+        """Every end. A rank that waits for one that is gone is killed in the end, as a launcher would do."""
         end, lonely = time.monotonic() + timeout, float("inf")
         while time.monotonic() < min(end, lonely):
             with suppress(TimeoutError):
@@ -109,7 +112,7 @@ class Contestant:
 
     def new(self) -> Path:
         """A folder for a run."""
-        return Path(tempfile.mkdtemp(dir=self.folder))
+        return Path(tempfile.mkdtemp(dir=self.place.name))
 
     def whole(self, fix: str = "", ranks: int = 0, **options: Any) -> Path:
         """The folder of a run that nothing interrupted; made once."""
@@ -139,7 +142,7 @@ def is_running(pid: int) -> bool:
 
 def numbered(folder: Path, pattern: str) -> list[Path]:
     """Files or folders in the order of the steps in their names."""
-    return sorted(folder.glob(pattern), key=lambda path: step_of(path))
+    return sorted(folder.glob(pattern), key=step_of)
 
 
 def step_of(path: Path) -> int:

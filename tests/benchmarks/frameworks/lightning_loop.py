@@ -111,6 +111,7 @@ def main() -> None:
         callbacks.append(
             EarlyStopping("loss", patience=10**9, check_finite=True, check_on_train_epoch_end=True)
         )
+    whole_windows = len(train_loader) // args.accum * args.accum
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=WORLD_SIZE,
@@ -118,6 +119,7 @@ def main() -> None:
         default_root_dir=args.output_dir,
         max_epochs=args.epochs,
         accumulate_grad_batches=args.accum,
+        limit_train_batches=whole_windows if "whole windows" in args.fix else None,
         callbacks=callbacks,
         logger=Remote(args) if args.logger else True,
         log_every_n_steps=1,

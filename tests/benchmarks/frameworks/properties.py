@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,17 +122,20 @@ def saves(c: Contestant, fix: str) -> Seen:
     )
 
 
-def frozen(c: Contestant, out: Path, most: int = 8) -> Iterator[Path]:
-    """Copies of the run's folder, the process stopped meanwhile, each with other files or sizes."""
+def frozen(c: Contestant, out: Path, most: int = 10) -> Iterator[Path]:
+    """Copies of the run's folder, the process stopped meanwhile: two sizes of each set of files."""
     [pid] = c.server.pids
     known: set[tuple[tuple[str, int], ...]] = set()
+    files: Counter[tuple[str, ...]] = Counter()
     while is_running(pid) and len(known) < most:
         if len(c.checkpoints(out)) > 1 and listing(out) not in known:
             os.kill(pid, signal.SIGSTOP)
-            if (state := listing(out)) not in known:
+            state = listing(out)
+            names = tuple(name for name, _ in state)
+            if state not in known and files[names] < 2:
                 known.add(state)
-                copy = c.new()
-                yield Path(shutil.copytree(out, copy, dirs_exist_ok=True))
+                files[names] += 1
+                yield Path(shutil.copytree(out, c.new(), dirs_exist_ok=True))
             os.kill(pid, signal.SIGCONT)
         time.sleep(0.001)
     until(lambda: not is_running(pid))

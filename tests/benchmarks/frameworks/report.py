@@ -30,6 +30,7 @@ OPTIONS = {
     "own evaluation": "`use_distributed_sampler=False` (every rank evaluates everything)",
     "DistributedSampler": "PyTorch's `DistributedSampler`, on one process too",
     "drop_last": "`drop_last=True`",
+    "whole windows": "`limit_train_batches` at a multiple of the windows' length",
     "num_items_in_batch": "the loop of its guide on batches of different sizes",
     "StatefulDataLoader": "torchdata's `StatefulDataLoader`",
     "EarlyStopping(check_finite)": "`EarlyStopping(check_finite=True)`",

@@ -26,9 +26,9 @@ PACKAGES = ("torch", "lightning", "pytorch-ignite", "accelerate", "torchdata", "
 # Options of theirs (or of PyTorch, as their documentation points to them) that should help; each is tried.
 FIXES: dict[tuple[int, str], list[str]] = {
     (1, "Lightning"): ["StatefulDataLoader"],
-    (1, "Ignite"): ["DeterministicEngine"],
+    (1, "Ignite"): ["DeterministicEngine", "DeterministicEngine,DistributedSampler"],
     (1, "Accelerate"): ["use_seedable_sampler", "use_stateful_dataloader,use_seedable_sampler"],
-    (4, "Lightning"): ["drop_last"],
+    (4, "Lightning"): ["drop_last", "drop_last,whole windows"],
     (4, "Ignite"): ["drop_last"],
     (4, "Accelerate"): ["num_items_in_batch", "drop_last,sync_with_dataloader=False"],
     (5, "Lightning"): ["torchmetrics", "own evaluation"],
@@ -117,7 +117,7 @@ def main() -> None:
             except Exception as error:  # the others' figures are still wanted
                 failed.append(f"{number} {contestant.name}: {error!r}"[:1500])
                 print(failed[-1], flush=True)
-                contestant.__dict__.pop("server", None)
+                contestant.restart()
                 continue
             keep(number, contestant.name, found, known)
     sys.exit("\n".join(failed) or 0)
