@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -128,10 +129,10 @@ class Contestant:
             assert result.code == 0, f"{self.name}: {result.err[-3000:]}"
 
     @contextmanager
-    def torchrun(self, out: Path, fix: str = "", **options: Any) -> Iterator[Any]:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", self.program]
-        command = [self.python, *launch, *self.words(out, fix, 2, **options)]
-        with tempfile.TemporaryFile() as log, started(HERE, command, stdout=log, stderr=log) as process:
+    def fresh(self, *words: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+        """A process that was not forked from one with imports."""
+        command = [self.python, *words]
+        with tempfile.TemporaryFile() as log, started(HERE, command, env, stdout=log, stderr=log) as process:
             yield process
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from tests.benchmarks.frameworks.common import PEAK, factor
 from tests.benchmarks.frameworks.contestants import (
-    HERE,
     NUM_TRAIN,
     Contestant,
     difference,
@@ -101,9 +100,9 @@ def saves(c: Contestant, fix: str) -> Seen:
     for temporary in (None, "/dev/shm"):
         out = c.new()
         env = {"TMPDIR": temporary} if temporary else {}
-        c.server.start(HERE, *c.words(out, fix, 0, **BIG), env=env)
-        moments = list(frozen(c, out))
-        c.results(30)
+        # not forked: what Python took for its temporary folder at an import would stay
+        with c.fresh(c.program, *c.words(out, fix, 0, **BIG), env=env) as process:
+            moments = list(frozen(c, out, process.pid))
         right, failure = 0, ""
         for moment in moments:
             [result] = c.run(moment, fix, resume=True, **BIG)
@@ -122,9 +121,8 @@ def saves(c: Contestant, fix: str) -> Seen:
     )
 
 
-def frozen(c: Contestant, out: Path, most: int = 10) -> Iterator[Path]:
+def frozen(c: Contestant, out: Path, pid: int, most: int = 10) -> Iterator[Path]:
     """Copies of the run's folder, the process stopped meanwhile: two sizes of each set of files."""
-    [pid] = c.server.pids
     known: set[tuple[tuple[str, int], ...]] = set()
     files: Counter[tuple[str, ...]] = Counter()
     while is_running(pid) and len(known) < most:
@@ -326,7 +324,9 @@ def sigterm(c: Contestant, fix: str) -> Seen:
 def sigterm_to_torchrun(c: Contestant, fix: str) -> int:
     """The processes that are still there after it has ended."""
     out = c.new()
-    with c.torchrun(out, fix, batch_size=4, epochs=40, total_steps=5000) as launcher:
+    options = {"batch_size": 4, "epochs": 40, "total_steps": 5000}
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", c.program)
+    with c.fresh(*launch, *c.words(out, fix, 2, **options)) as launcher:
         until(lambda: (out / "trace-1.jsonl").exists() and len(starts(out, 1)[-1]) > 5, timeout=120)
         children = descendants(launcher.pid)
         launcher.terminate()

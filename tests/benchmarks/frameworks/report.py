@@ -28,7 +28,7 @@ LEFT_TO_THE_USER = {(3, "Ignite"), (3, "Accelerate"), (8, "Ignite"), (8, "Accele
 OPTIONS = {
     "DataLoader": "a plain `DataLoader` for evaluation (every rank evaluates everything)",
     "own evaluation": "`use_distributed_sampler=False` (every rank evaluates everything)",
-    "DistributedSampler": "PyTorch's `DistributedSampler`, on one process too",
+    "DistributedSampler": "`DistributedSampler` (on one process too)",
     "drop_last": "`drop_last=True`",
     "whole windows": "`limit_train_batches` at a multiple of the windows' length",
     "num_items_in_batch": "the loop of its guide on batches of different sizes",
@@ -38,6 +38,7 @@ OPTIONS = {
     "terminate": "a signal handler of one's own that calls `trainer.terminate()`",
     "triggers": "handlers of one's own around `set_trigger` and `check_trigger`",
     "sync_dist": "`sync_dist=True`",
+    "detect_anomaly": "`detect_anomaly=True`",
 }
 
 INTRODUCTION = """# What a generated project guarantees

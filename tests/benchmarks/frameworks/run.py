@@ -37,7 +37,7 @@ FIXES: dict[tuple[int, str], list[str]] = {
     (6, "Ignite"): ["DistributedSampler", "DistributedSampler,drop_last"],
     (6, "Accelerate"): ["use_seedable_sampler", "use_seedable_sampler,drop_last,split_batches"],
     (8, "Lightning"): ["save_on_exception", "save_on_exception,StatefulDataLoader"],
-    (8, "Ignite"): ["terminate,DeterministicEngine"],
+    (8, "Ignite"): ["terminate,DeterministicEngine,DistributedSampler"],
     (8, "Accelerate"): ["triggers,use_seedable_sampler"],
     (13, "Lightning"): ["torchmetrics"],
     (14, "Lightning"): ["EarlyStopping(check_finite),sync_dist", "detect_anomaly"],
