@@ -35,10 +35,13 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": 
 
 # A process that has torch imported already. Each job is forked from it, its output goes to files, and from
 # there on it is what `python train.py` is: its exit code and its last words are the interpreter's own.
-SERVER = """
-import gc, json, os, runpy, sys
+IMPORTS = """
 import numpy, pandas, sklearn.datasets, PIL.Image, torch, torch.distributed, torch.utils.data, tqdm
 import torch._dynamo, torch.utils.tensorboard
+"""
+SERVER = """
+import gc, json, os, runpy, sys
+import torch
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True).step()
 gc.freeze()
 print("ready", flush=True)
@@ -106,12 +109,15 @@ class Result:
 
 
 class Server:
-    """Runs train.py in forked processes: one job at a time, of one process or of several ranks."""
+    """Runs a program in forked processes: one job at a time, of one process or of several ranks."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, interpreter: str = sys.executable, imports: str = IMPORTS, program: str = "train.py"
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory()
+        self.program = program
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [interpreter, "-c", imports + SERVER],
             env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -147,7 +153,7 @@ class Server:
         jobs = [
             {
                 "project": str(project),
-                "argv": ["train.py", *map(str, options)],
+                "argv": [self.program, *map(str, options)],
                 "env": (env or {}) | variables,
                 "out": f"{self.folder.name}/out{number}",
                 "err": err or f"{self.folder.name}/err{number}",
