@@ -65,6 +65,8 @@ class Contestant:
             given["features"] = ("grad-accum",)
         if options.get("fp16"):
             given |= {"hardware": "gpu", "precision": "fp16"}
+        if options.get("logger"):
+            given["logger"] = ("tensorboard",)
         key = repr(given)
         if key not in self.known:
             self.known[key] = render(self.new() / "demo", **given)

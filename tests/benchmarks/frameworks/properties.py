@@ -374,7 +374,7 @@ def loggers(c: Contestant, fix: str) -> Seen:
     for fault in ("raise:init", "raise:log", "raise:finish", "hang:log"):
         out = c.new()
         try:
-            [result] = c.run(out, fix, timeout=30, logger=fault)
+            [result] = c.run(out, fix, timeout=60, logger=fault)
         except TimeoutError:
             texts.append(f"{fault}: hangs")
             continue

@@ -43,6 +43,7 @@ class Property:
 BASE, IMAGES = "tabular/base", "image-classification/base"
 DDP, FSDP = "tabular/distributed=ddp", "tabular/distributed=fsdp"
 FP16, EMA = "tabular/precision=fp16", "tabular/with=ema"
+LOGGER = "tabular/logger=tensorboard"
 
 SEEDED_STEP = Where(
     BASE,
@@ -211,10 +212,17 @@ PROPERTIES = (
         12,
         "A logger cannot end or change a run",
         "Training does not depend on somebody else's server.",
-        "In part: the record that resuming relies on is a local file. Being put in place: each logger runs "
-        "in a thread of its own, which may fail or hang alone.",
-        (Where(BASE, "record.py", '    file.write(json.dumps({"step": step, **metrics}) + "\\n")'),),
-        "in part",
+        "Each logger is a function that runs in a thread of its own and is fed from a queue: what it raises "
+        "is a warning, and one that hangs is left behind at the end. Resuming relies on a local file.",
+        (
+            Where(
+                LOGGER,
+                "loggers.py",
+                "    try:\n        logger(iter(rows.get, None), args)\n"
+                "    except Exception as error:  # each tracker has its own",
+            ),
+            Where(LOGGER, "loggers.py", "            thread.join(max(0, end - time.monotonic()))"),
+        ),
     ),
     Property(
         13,
@@ -304,8 +312,8 @@ PROPERTIES = (
         20,
         "Shards load on any number of processes",
         "An FSDP run goes on with fewer or more devices, and its best loads into the plain module.",
-        "Shards are keyed by parameter name and a folder gets its name when all of it is on the disk. Being "
-        "put in place: saving while training goes on.",
+        "Shards are keyed by parameter name, and a folder gets its name when all of it is on the disk, also "
+        "where `async-checkpoint` writes it while training goes on.",
         (
             Where(
                 FSDP,
@@ -314,7 +322,6 @@ PROPERTIES = (
             ),
             Where(FSDP, "checkpoint.py", "        publish(partial, path)\n        older"),
         ),
-        "in part",
     ),
     Property(
         21,
@@ -356,13 +363,13 @@ PROPERTIES = (
         24,
         "Each step is in the record once",
         "Curves of a run that was killed have no gap and no double line.",
-        "The record is cut back to the checkpoint's step; loggers are told that step.",
+        "The record is cut back to the checkpoint's step, and loggers get the whole of it again.",
         (
             Where(BASE, "record.py", "    file.truncate(end)"),
             Where(
-                "tabular/logger=tensorboard",
-                "train.py",
-                "SummaryWriter(args.output_dir, purge_step=step + 1)",
+                LOGGER,
+                "loggers.py",
+                '            row = json.loads(line)\n            self.log(row.pop("step"), row)',
             ),
         ),
     ),

@@ -1,5 +1,6 @@
 """A rendered project's own train.py, with the model, the data and the optimizer that all loops share."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -7,7 +8,7 @@ import types
 from typing import Any
 
 import torch
-from common import PEAK, WARMUP, Net, Watched, build_datasets, finish, parse_args
+from common import PEAK, WARMUP, Net, Watched, build_datasets, fail, finish, parse_args
 from torch.utils.data import Dataset
 
 
@@ -28,6 +29,23 @@ class Rows(Dataset):
         return self.numeric[index], torch.empty(len(index), 0), self.target[index]
 
 
+class Writer:
+    """A tracker's client that fails as it is told to."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        fail(args, "init")
+
+    def add_scalar(self, *_: Any) -> None:
+        fail(self.args, "log")
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        fail(self.args, "finish")
+
+
 def main() -> None:
     args = parse_args()
     sys.path.insert(0, str(args.project))
@@ -39,6 +57,8 @@ def main() -> None:
 
     model = sys.modules["model"] = types.ModuleType("model")
     model.TableNet = build_model  # type: ignore[attr-defined]
+    writer = sys.modules["torch.utils.tensorboard"] = types.ModuleType("torch.utils.tensorboard")
+    writer.SummaryWriter = lambda *_, **__: Writer(args)  # type: ignore[attr-defined]
     data, train = importlib.import_module("data"), importlib.import_module("train")
     train.build_datasets = data.build_datasets = lambda *_: [  # type: ignore[attr-defined]
         Rows(rows) for rows in build_datasets(args.val_size)
