@@ -335,9 +335,11 @@ PROPERTIES = (
     ),
     Property(
         22,
-        "Nothing is unpickled",
+        "Checkpoints hold plain values",
         "A checkpoint of unknown origin cannot run code.",
-        "Only tensors and plain values are saved.",
+        "Only tensors and plain values are saved, and loaded with `weights_only=True`. Of a folder of shards "
+        "PyTorch itself pickles the table of contents, `.metadata`: such folders only from runs of your own; "
+        "`best.pt` is one plain file there too.",
         (
             Where(
                 BASE,
@@ -350,7 +352,8 @@ PROPERTIES = (
         23,
         "Nothing waits between two log lines",
         "The accelerator is never kept waiting for a number that nobody reads, nor for a compiler.",
-        "`.item()` is called where something is logged; shapes never change.",
+        "`.item()` is called where something is logged; shapes never change. fp16 is the exception: the "
+        "scale is read in each step, because a step that was skipped must not count.",
         (
             Where(
                 BASE,
@@ -358,6 +361,7 @@ PROPERTIES = (
                 '            metrics |= {"train/loss": loss.item(), "train/lr": lr}',
             ),
         ),
+        "yes (tests), but for fp16",
     ),
     Property(
         24,
