@@ -72,7 +72,7 @@ class Trial:
     scratch: Path
     warm: subprocess.Popen[str] = field(repr=False)
     batch_size: int = 8  # of all processes
-    limit: float = 300  # seconds a run may take
+    limit: float = 120  # seconds a run may take
     timed: frozenset[str] = frozenset()  # what differs between equal runs as seconds and paths do
     unsteady: str = ""  # how two runs differ that should not
 

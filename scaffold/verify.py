@@ -112,8 +112,8 @@ def same_after(trial: Trial, name: str, *strikes: Strike) -> str:
         if outcome.late or (outcome.failure and -signal.SIGKILL not in outcome.codes):
             return after(hits) + outcome.failure
         hits += [f"{strike.at} {strike.number}"] if outcome.failure else []
-    if not hits:
-        return f"{STEPS} steps hold no {strikes[0].at} to be killed at"
+    if not any(hit.startswith(strikes[-1].at) for hit in hits):
+        raise Unseen(f"{STEPS} steps hold no {strikes[-1].at} to be killed at")
     wrong = finished(trial, name) or difference(trial, name)
     return wrong and after(hits) + wrong
 
@@ -127,7 +127,7 @@ def killed(trial: Trial) -> str:
 
 
 def killed_in_a_save(trial: Trial) -> str:
-    return same_after(trial, "saving", Strike("save", 1), Strike("rename", 1), Strike("save", 2))
+    return same_after(trial, "saving", Strike("save", 1), Strike("save", 2), Strike("rename", 1))
 
 
 def damaged(trial: Trial) -> str:
@@ -266,7 +266,8 @@ def schedule(trial: Trial) -> str:
 
 
 def plain_values(trial: Trial) -> str:
-    paths = [*trial.checkpoints("whole"), *(trial.scratch / "whole" / "checkpoints").glob("best*")]
+    saved = [*trial.checkpoints("whole"), *(trial.scratch / "whole" / "checkpoints").glob("best*")]
+    paths = [path for path in saved if path.is_file()]
     for path, found in zip(paths, trial.look(*paths), strict=True):
         if found["error"]:
             return f"{path.name} does not load with weights_only=True: {found['error']}"
@@ -317,9 +318,12 @@ def begin(trial: Trial) -> tuple[Trial, str]:
         start = time.monotonic()
         limit = QUICK if batch_size != BATCH_SIZES[-1] else trial.limit
         trial = replace(trial, batch_size=batch_size)
-        wrong = train(replace(trial, limit=limit), "whole").failure or shortcoming(trial)
+        outcome = train(replace(trial, limit=limit), "whole")
+        wrong = outcome.failure or shortcoming(trial)
         if not wrong:
             break
+        if outcome.codes[0] == 2 and trial.options:  # argparse
+            raise RequestError(f"train.py does not take these options: {outcome.failure}")
     trial = replace(trial, limit=60 + 5 * (time.monotonic() - start))
     if wrong or (wrong := finished(trial, "again")):
         return trial, wrong

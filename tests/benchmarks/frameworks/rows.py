@@ -70,7 +70,7 @@ PROPERTIES = (
     Property(
         1,
         "A killed run ends where the whole run would have",
-        "A machine that dies, or is taken away, costs the time since the last checkpoint and nothing else: "
+        "A run that is killed costs the time since the last checkpoint and nothing else: "
         "parameters and record of the resumed run are those of a run that was never killed, to the bit.",
         "Order, learning rate and randomness are functions of the step, so the step is all there is to "
         "restore beside the parts.",
@@ -86,8 +86,8 @@ PROPERTIES = (
     Property(
         3,
         "A damaged checkpoint is noticed and passed over",
-        "A full disk or a flipped bit neither ends the work nor changes it silently: the run goes on from "
-        "the checkpoint before, with a warning.",
+        "A file that was cut off or a flipped bit neither ends the work nor changes it silently: the run goes "
+        "on from the checkpoint before, with a warning.",
         "The checksums that `torch.save` writes and `torch.load` ignores are read.",
         (
             Where(
@@ -219,7 +219,7 @@ PROPERTIES = (
                 LOGGER,
                 "loggers.py",
                 "    try:\n        logger(iter(rows.get, None), args)\n"
-                "    except Exception as error:  # each tracker has its own",
+                "    except BaseException as error:  # each tracker has its own, some exit",
             ),
             Where(LOGGER, "loggers.py", "            thread.join(max(0, end - time.monotonic()))"),
         ),
