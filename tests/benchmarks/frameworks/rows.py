@@ -86,8 +86,8 @@ PROPERTIES = (
     Property(
         3,
         "A damaged checkpoint is noticed and passed over",
-        "A file that was cut off or a flipped bit neither ends the work nor changes it silently: the run goes "
-        "on from the checkpoint before, with a warning.",
+        "A file that was cut off, or a flipped bit, neither ends the work nor changes it silently: the run "
+        "goes on from the checkpoint before, with a warning.",
         "The checksums that `torch.save` writes and `torch.load` ignores are read.",
         (
             Where(
