@@ -76,6 +76,32 @@ def test_20_control_async_named_too_early(tmp_path: Path) -> None:
         load(checkpoints(tmp_path / "out")[-1])
 
 
+# the second process is slow to look for what the others have written
+SLOW_LOOK = """
+import os, time
+from pathlib import Path
+
+if os.environ["RANK"] == "1":
+    exists = Path.exists
+    Path.exists = lambda path: time.sleep(0.3) or exists(path)
+"""
+LOOKED = "  # all have looked before the folder gets its name\n"
+
+
+@pytest.mark.parametrize("features", [(), ("async-checkpoint",)], ids=["fsdp", "fsdp-async"])
+def test_20_a_slow_process(tmp_path: Path, features: tuple[str, ...]) -> None:
+    project = render(tmp_path / "demo", **FSDP, features=features)
+    train_ranks(project, *OPTIONS, "--max-steps", 14, "--output-dir", tmp_path / "out", first=SLOW_LOOK)
+    assert [load(path)["counters"]["step"] for path in checkpoints(tmp_path / "out")] == [7, 14]
+
+
+def test_20_control_a_slow_process(tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", **FSDP)
+    edit(project / "checkpoint.py", f"    dist.barrier(){LOOKED}", "")
+    results = train_ranks(project, *OPTIONS, "--max-steps", 14, first=SLOW_LOOK, check=False)
+    assert "is not one folder for all processes" in results[1].err
+
+
 @pytest.mark.heavy
 def test_20_async_always_ends(tmp_path: Path) -> None:
     """A thread more, and a group more: none of many short runs may hang or abort."""
