@@ -557,7 +557,7 @@ def test_08_sigterm_to_one_rank(
         ("tabular", 2, "ddp"),
         pytest.param("image-classification", 0, "ddp", marks=pytest.mark.heavy),
         pytest.param("image-classification", 2, "ddp", marks=pytest.mark.heavy),
-        pytest.param("tabular", 2, "fsdp", marks=pytest.mark.heavy),
+        pytest.param("tabular", 0, "fsdp", marks=pytest.mark.heavy),
     ],
 )
 def test_08_sigterm_to_torchrun(
