@@ -165,9 +165,9 @@ PROPERTIES = (
         9,
         "Ranks never wait for each other in vain",
         "No job burns a night's allocation because one rank saw another file or ended sooner.",
-        "What ranks could see differently is decided by the first, or from reduced numbers; all have as many "
-        "batches. Not explained yet: one FSDP run with `--workers 2`, under torchrun on a busy machine, stood "
-        "still after a resume; five more such runs and 1,300 evaluations with new loaders did not.",
+        "What ranks could see differently is decided by the first, or from reduced numbers; all have as "
+        "many batches. Not explained yet: one FSDP run with `--workers 2`, under torchrun on a busy machine, "
+        "stood still after a resume; five more such runs and 1,300 evaluations with new loaders did not.",
         (
             Where(
                 DDP,
