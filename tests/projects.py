@@ -7,7 +7,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,11 +24,13 @@ import torch
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from scaffold.answers import Answers
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.plan import make_plan
 from scaffold.project import with_manifest, write
-from scaffold.render import Renderer
+from scaffold.render import Renderer, Tree
 from scaffold.rules import complete
+from scaffold.trial import rank_variables
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
@@ -80,12 +81,21 @@ def renderer() -> Renderer:
     return Renderer(catalog())
 
 
-def render(folder: Path, **given: Any) -> Path:
-    """Write a project into `folder`; keys are the axis keys, `features` for `with`."""
+def choose(**given: Any) -> Answers:
+    """A demo project's answers; keys are the axis keys, `features` for `with`."""
     if "features" in given:
         given["with"] = given.pop("features")
-    answers = complete({"name": "demo", "hardware": "cpu"} | given, catalog())
-    write(with_manifest(renderer().tree(make_plan(answers, catalog())), answers), folder)
+    return complete({"name": "demo", "hardware": "cpu"} | given, catalog())
+
+
+def tree_of(answers: Answers) -> Tree:
+    return renderer().tree(make_plan(answers, catalog()))
+
+
+def render(folder: Path, **given: Any) -> Path:
+    """Write the project of `choose` into `folder`."""
+    answers = choose(**given)
+    write(with_manifest(tree_of(answers), answers), folder)
     return folder
 
 
@@ -159,7 +169,7 @@ class Server:
                 "err": err or f"{self.folder.name}/err{number}",
                 "first": first,
             }
-            for number, variables in enumerate(rank_variables(ranks) if ranks else [{}])
+            for number, variables in enumerate(rank_variables(ranks))
         ]
         assert self.process.stdin
         self.process.stdin.write(json.dumps(jobs) + "\n")
@@ -183,15 +193,6 @@ class Server:
     def kill(self) -> None:
         for pid in self.pids:
             kill_tree(pid)
-
-
-def rank_variables(ranks: int) -> list[dict[str, str]]:
-    """What torchrun tells each of its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 @cache

@@ -11,10 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scaffold.plan import make_plan
-from scaffold.rules import complete
 from tests.benchmarks.frameworks.rows import PROPERTIES, VARIANTS, Property, Where
-from tests.projects import catalog, renderer
+from tests.projects import choose, tree_of
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -73,12 +71,7 @@ every change compares this page with its sources.
 
 @cache
 def rendered(variant: str) -> dict[str, str]:
-    answers = complete({"name": "demo", "hardware": "cpu"} | named(VARIANTS[variant]), catalog())
-    return renderer().tree(make_plan(answers, catalog()))
-
-
-def named(given: dict[str, Any]) -> dict[str, Any]:
-    return {"with" if key == "features" else key: value for key, value in given.items()}
+    return tree_of(choose(**VARIANTS[variant]))
 
 
 def lines(where: Where) -> str:
