@@ -273,6 +273,28 @@ def test_a_project_that_does_not_run(
     assert detail in details.pop()
 
 
+@pytest.mark.heavy
+def test_a_save_without_a_rename(verify: Verify, tmp_path: Path) -> None:
+    """No moment of such a save can be struck, so nothing is claimed of it."""
+    project = render(tmp_path / "demo", task="tabular")
+    copy = "    shutil.copyfile(partial, path)\n"
+    edit(project / "checkpoint.py", "    partial.replace(path)\n", copy)
+    found = verify(project, code=0)
+    assert (found[2]["state"], found[2]["detail"]) == (
+        "not applicable",
+        "16 steps hold no rename to be killed at",
+    )
+
+
+def test_options_that_train_py_does_not_take(run: Run, place: Path) -> None:
+    render(place / "demo", task="tabular")
+    done = run("verify", "demo", "--", "--bogus")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"scaffold: train.py does not take these options: .* unrecognized arguments: --bogus\n", done.stderr
+    )
+
+
 def test_data_that_are_not_there(run: Run, tmp_path: Path) -> None:
     project = render(tmp_path / "demo", task="tabular", data="files")
     done = run("verify", project)

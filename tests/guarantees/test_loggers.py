@@ -78,6 +78,25 @@ def test_12_the_others_go_on(tmp_path: Path) -> None:
     check_events(project / "runs" / "demo")
 
 
+def exiting(folder: Path) -> Path:
+    project = with_tensorboard(folder, "none")
+    edit(project / "loggers.py", "    writer.close()", "    raise SystemExit('over quota')")
+    return project
+
+
+def test_12_a_client_that_exits(tmp_path: Path) -> None:
+    """It is told as anything else that a client raises."""
+    result = train(exiting(tmp_path / "demo"), *SHORT)
+    assert "log_to_tensorboard is turned off: SystemExit('over quota')" in result.err
+
+
+def test_12_control_exits(tmp_path: Path) -> None:
+    """A thread ends without a word on SystemExit."""
+    project = exiting(tmp_path / "demo")
+    edit(project / "loggers.py", "except BaseException", "except Exception")
+    assert train(project, *SHORT).err == ""
+
+
 def test_12_control_raises(tmp_path: Path) -> None:
     """In the loop itself, what a client raises ends the run."""
     project = failing(with_tensorboard(tmp_path / "demo", "none"), "init", "raises")
