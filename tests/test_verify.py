@@ -172,7 +172,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], set[int], list[tuple[str, str, str]]]] 
     "SIGTERM ends with 0": (
         TABLE,
         {8},
-        [("train.py", "        sys.exit(128 + signal.SIGTERM)\n", "        pass\n")],
+        [("train.py", "    return 128 + signal.SIGTERM if stopping else 0\n", "    return 0\n")],
     ),
     "processes do not agree to stop": (
         DDP,

@@ -89,7 +89,7 @@ def choices() -> list[list[str]]:
     known = load_catalog()
     plain = [["--task", task] for task in known.tasks]
     rich = ["--task", "tabular", "--data", "files", "--hardware", "gpu", "--precision", "fp16"]
-    rich += ["--distributed", "ddp", *(word for name in known.loggers for word in ("--logger", name))]
+    rich += ["--distributed", "fsdp", *(word for name in known.loggers for word in ("--logger", name))]
     return [*plain, rich + [word for name in known.values("with", "tabular") for word in ("--with", name)]]
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +240,45 @@ def noted(project: Path, folder: Path, first: str, *options: object, ranks: int 
     train_ranks(project, *options, ranks=ranks, first=first, env={"NOTES": f"{folder}/notes.pt"})
     found: list[Any] = torch.load(folder / "notes.pt")
     return found
+
+
+# From the last barrier on, every other thread of a process gets only what busy processors leave over: what is
+# a matter of microseconds at the end of a run, and of luck, is then a matter of tens of milliseconds.
+STARVED_THREADS = """
+import os
+import torch.distributed as dist
+barrier = dist.barrier
+
+def starving_barrier(*args, **options):
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if thread != os.getpid():
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    return barrier(*args, **options)
+
+dist.barrier = starving_barrier
+"""
+
+
+@contextmanager
+def busy_processors() -> Iterator[None]:
+    command = [sys.executable, "-c", "while True: pass"]
+    hogs = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+def bad_ends(project: Path, place: Path, *options: object, runs: int) -> Iterator[str]:
+    """How processes ended that did not end well, of many short runs with starved threads."""
+    with busy_processors():
+        for number in range(runs):
+            given = ["--max-steps", 2, *options, "--output-dir", place / str(number)]
+            try:
+                results = train_ranks(project, *given, timeout=60, check=False, first=STARVED_THREADS)
+            except TimeoutError:
+                yield "hang"
+            else:
+                yield from (f"{result.code} {result.err}" for result in results if result.code or result.err)

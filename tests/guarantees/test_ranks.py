@@ -20,6 +20,7 @@ from tests.guarantees.harness import (
     SHARDED_OPTIONS,
     SHORT,
     TASKS,
+    bad_ends,
     everywhere,
     joined,
     mostly_alone,
@@ -208,10 +209,23 @@ def test_09_a_failing_run_ends_its_loaders(tmp_path: Path, workers: int) -> None
 @pytest.mark.heavy
 @over_ranks
 def test_09_ranks_always_end(made: Make, tmp_path: Path, distributed: str) -> None:
-    """Gloo's threads can lock up with the interpreter's end: many short runs, none of which may hang."""
+    """Gloo's threads can lock up with the interpreter's end, or abort in it: none of many short runs may."""
     project = made(task="tabular", distributed=distributed)
-    for number in range(60):
-        train_ranks(project, "--max-steps", 2, "--output-dir", tmp_path / str(number), timeout=30)
+    assert list(bad_ends(project, tmp_path, runs=25)) == []
+
+
+@pytest.mark.heavy
+def test_09_control_the_interpreter_ends(tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", task="tabular", distributed="fsdp")
+    edit(project / "train.py", "    os._exit(code)", "    sys.exit(code)")
+    assert "terminate called without an active exception" in next(bad_ends(project, tmp_path, runs=60))
+
+
+@pytest.mark.heavy
+def test_09_control_the_group_outlives_the_run(tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", task="tabular", distributed="ddp")
+    edit(project / "train.py", "    del ddp_model", "    pass")
+    assert next(bad_ends(project, tmp_path, runs=60))
 
 
 NO_HANG = 60  # seconds; each of these runs takes a few

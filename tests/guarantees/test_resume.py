@@ -518,14 +518,12 @@ def test_08_sigterm(made: Make, whole: Whole, tmp_path: Path, task: str, workers
 
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
 def test_08_sigterm_while_loaders_start(made: Make, tmp_path: Path, delay: float) -> None:
-    """Each evaluation starts loaders; a signal to the group finds them at any moment of their birth."""
+    """The first evaluation starts loaders; a signal to the group finds them at any moment of their birth."""
     project = made(task="tabular")
     options = ["--epochs", 3000, "--batch-size", 240, "--workers", 2, "--output-dir", tmp_path]
     [pid] = server().start(project, *options)
-    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) > 5)
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    known = set(children.read_text().split())
-    until(lambda: set(children.read_text().split()) - known, every=0)
+    until(lambda: len(children.read_text().split()) > 2, every=0)  # two of them load for training
     time.sleep(delay)
     os.killpg(pid, signal.SIGTERM)
     [result] = server().wait(60)

@@ -82,7 +82,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict
     return {"val/loss": loss / count, "val/accuracy": correct / count}
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
     checkpoints = args.output_dir / "checkpoints"
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -114,6 +114,7 @@ def main(args: argparse.Namespace) -> None:
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
+        persistent_workers=args.workers > 0,
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
@@ -159,9 +160,8 @@ def main(args: argparse.Namespace) -> None:
             break
 
     progress.close()
-    if stopping:
-        sys.exit(128 + signal.SIGTERM)
+    return 128 + signal.SIGTERM if stopping else 0
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(main(parse_args()))
