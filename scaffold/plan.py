@@ -9,7 +9,7 @@ from typing import Any
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog
 
-FILES = ("train.py", "model.py", "data.py")  # a task's own templates
+FILES = ("train.py", "model.py", "data.py")  # what every task has templates of
 SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
 REQUIRES = ("torch>=2.9", "numpy>=1.26", "tqdm>=4.66")
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
@@ -54,10 +54,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     build_args = {  # of build_datasets, in main and in the project's own test
         "args.data": "data" if source.option else "",
         "args.target": '"target"' if source.target else "",
-        "args.seed": "seed=0" if task.facts["seeded"] else "",
+        **{f"args.{name}": f"{name}={value}" for name, value in task.build.items()},
     }
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
+        "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
+        "test_model_args": task.facts["model_args"],
         **task.facts,
         **{feature.replace("-", "_"): feature in chosen for feature in task.features},
         "name": answers.name,
@@ -94,10 +96,11 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "requires": sorted(set(requires), key=str.lower),
         "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
+        "test_options": [word for name, value in task.small.items() for word in (f"--{name}", str(value))],
         "test_build_args": ", ".join(value for value in build_args.values() if value),
         "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
     }
-    files = {name: f"tasks/{task.name}/{name}.jinja" for name in FILES}
+    files = {name: f"tasks/{task.name}/{name}.jinja" for name in (*FILES, *task.files)}
     files |= {name: f"project/{name.removeprefix('.')}.jinja" for name in SHARED}
     if loggers:
         files["loggers.py"] = "project/loggers.py.jinja"
