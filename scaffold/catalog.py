@@ -48,7 +48,7 @@ class Task:
     sources: dict[str, Source]
     features: dict[str, str]
     requires: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()  # beside train.py, model.py and data.py
+    files: dict[str, str] = field(default_factory=dict)  # beside train.py, model.py and data.py: what each is
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
 
@@ -132,7 +132,7 @@ def read_task(folder: Path) -> Task:
         sources={name: read_source(row) for name, row in manifest["data"].items()},
         features=manifest.get("features", {}),
         requires=tuple(manifest.get("requires", ())),
-        files=tuple(manifest.get("files", ())),
+        files=manifest.get("files", {}),
         build=manifest.get("build", {}),
         small=manifest.get("small", {}),
     )

@@ -409,30 +409,30 @@ def table(regression: bool = False, rows: int = 60) -> pd.DataFrame:
 
 
 def write_data(folder: Path, task: str, data: str, regression: bool = False) -> list[str]:
-    """A small set in the real format of a data source; the options that name it."""
-    rng = np.random.default_rng(0)
-    place = folder / "data"
+    """The small set that a project's own tests write for its source of data; the options that name it."""
     if data == "sample":
         return []
-    if data == "files" and task == "tabular":
-        place = folder / "table.csv"
-        table(regression).to_csv(place, index=False)
-    elif data == "files":
-        write_pictures(place)
-    elif data == "imagenet":
-        write_pictures(place / "train", number=8)
-        write_pictures(place / "val", number=4)
-    elif data == "cifar10":
-        write_cifar(place)
-    elif data == "adult":
-        place = folder / "adult.data"
-        job = "?, 1, HS-grad, 9, Divorced, Sales, Unmarried, Other, Male, 0, 0, 40, ?"
-        incomes = rng.choice(["<=50K", ">50K"], size=60)
-        place.write_text("\n".join(f"{age}, {job}, {income}" for age, income in enumerate(incomes)))
-    elif data == "wine-quality":
-        place = folder / "wine.csv"
-        frame = pd.DataFrame({"alcohol": rng.normal(10, 1, size=60), "quality": rng.integers(3, 9, size=60)})
-        frame.to_csv(place, sep=";", index=False)
-    else:
-        write_idx(place)
-    return ["--data", str(place)]
+    plan = make_plan(choose(task=task, data=data, features=("regression",) if regression else ()), catalog())
+    macro = f'#: import "tasks/{task}/small_data.py.jinja" as small with context\n'
+    template = renderer().env.from_string(macro + "def write(folder):\n    {{ small.write() }}\n")
+    known: dict[str, Any] = {"np": np, "pd": pd, "Image": Image, "gzip": gzip}
+    exec(template.render(plan.facts), known)
+    (folder / "data").mkdir()
+    return ["--data", str(known["write"](folder / "data"))]
+
+
+def small_options(task: str) -> list[str]:
+    """What makes a run of the task short enough for a test."""
+    return [word for name, value in catalog().task(task).small.items() for word in (f"--{name}", str(value))]
+
+
+# For `first`: sets of a few examples, so that an epoch of any task is a few steps.
+FEW = 32
+FEW_EXAMPLES = f"""
+import data
+from torch.utils.data import Dataset
+
+for kind in list(vars(data).values()):
+    if isinstance(kind, type) and issubclass(kind, Dataset) and kind is not Dataset:
+        kind.__len__ = lambda self, whole=kind.__len__: min(whole(self), {FEW})
+"""

@@ -121,8 +121,8 @@ def main(args: argparse.Namespace) -> int:
     val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
     metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
     write_run(args.output_dir / "run.json", vars(args), device)
-
     progress = tqdm(total=last_step, initial=step, disable=None)
+
     stopping = False
     model.train()
     while step < last_step:

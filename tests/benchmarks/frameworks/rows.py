@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 TABULAR: dict[str, Any] = {"task": "tabular"}
+LANGUAGE: dict[str, Any] = {"task": "language-modeling"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "tabular/base": TABULAR,
     "image-classification/base": {"task": "image-classification"},
+    "language-modeling/base": LANGUAGE,
+    "language-modeling/distributed=ddp": LANGUAGE | {"distributed": "ddp"},
     "tabular/distributed=ddp": TABULAR | {"distributed": "ddp"},
     "tabular/distributed=fsdp": TABULAR | {"distributed": "fsdp"},
     "tabular/precision=fp16": TABULAR | {"hardware": "gpu", "precision": "fp16"},
@@ -44,6 +47,7 @@ BASE, IMAGES = "tabular/base", "image-classification/base"
 DDP, FSDP = "tabular/distributed=ddp", "tabular/distributed=fsdp"
 FP16, EMA = "tabular/precision=fp16", "tabular/with=ema"
 LOGGER = "tabular/logger=tensorboard"
+LM, LM_DDP = "language-modeling/base", "language-modeling/distributed=ddp"
 
 SEEDED_STEP = Where(
     BASE,
@@ -141,9 +145,11 @@ PROPERTIES = (
         7,
         "The loss of sequences is weighed by tokens",
         "Accumulation and ranks do not make the tokens of short sequences count more.",
-        "Not yet: it arrives with the language-modeling task; no task of today has ragged targets.",
-        (),
-        "not yet",
+        "The loss is a sum; it is divided by the targets of the whole step, of all passes and ranks.",
+        (
+            Where(LM, "train.py", "        num_targets = count_targets(batch).clamp(min=1)"),
+            Where(LM_DDP, "train.py", "        num_targets = mean_over_ranks(count_targets(batch)) or 1"),
+        ),
     ),
     Property(
         8,
