@@ -149,7 +149,7 @@ def test_array_covers_all_pairs() -> None:
     assert covered >= all_pairs()
     assert (("hardware", "gpu"), ("precision", "tf32")) in covered
     assert (("hardware", "cpu"), ("precision", "tf32")) not in all_pairs()
-    assert len(covering_array()) <= 50
+    assert len(covering_array()) <= len(axes()["source"]) * len(axes()["precision"])  # which all meet
 
 
 def check_record(output_dir: Path, last: int) -> None:
