@@ -203,7 +203,7 @@ def findings() -> Findings:
                 defined, used = options_by_line(text)
                 if defined != used:
                     found.problems.append(f"{answers}: options {defined ^ used}")
-                if len(defined) > 20:
+                if len(defined) > 21:
                     found.problems.append(f"{answers}: {len(defined)} options")
     return found
 

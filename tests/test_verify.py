@@ -13,7 +13,7 @@ import pytest
 
 from scaffold.verify import PROPERTIES
 from tests.conftest import COMMAND, Run, files_under
-from tests.projects import edit, render, until, write_data
+from tests.projects import edit, render, small_options, until, write_data
 
 ALL = {prop.number for prop in PROPERTIES}
 SEVERAL = {prop.number for prop in PROPERTIES if prop.needs}
@@ -59,11 +59,15 @@ def test_a_project_as_it_was_written(verify: Verify, tmp_path: Path) -> None:
         {"task": "tabular", "distributed": "fsdp", "precision": "bf16", "features": ("ema", "grad-accum")},
         {"task": "tabular", "hardware": "gpu", "precision": "fp16", "features": ("compile", "grad-clip")},
         {"logger": ("tensorboard", "wandb"), "features": ("early-stopping", "deterministic")},
+        {"task": "language-modeling"},
+        {"task": "language-modeling", "distributed": "ddp", "features": ("grad-accum", "ema")},
+        {"task": "language-modeling", "distributed": "fsdp", "precision": "bf16", "features": ("grad-clip",)},
     ],
     ids=lambda given: "-".join(map(str, given.values())),
 )
 def test_projects_of_every_kind(verify: Verify, tmp_path: Path, given: dict[str, Any]) -> None:
-    found = verify(render(tmp_path / "demo", **given), code=0)
+    short = small_options(given.get("task", "image-classification"))
+    found = verify(render(tmp_path / "demo", **given), *(["--", *short] if short else []), code=0)
     apart = {"ddp": {20}, "fsdp": set()}.get(given.get("distributed", ""), SEVERAL)
     assert numbers(found, "not applicable") - {5} == apart - {5}
     assert numbers(found, "broken") == set()

@@ -26,7 +26,7 @@ def test_learns_one_batch() -> None:
     model = ResNet(train_set.channels, train_set.num_classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     aim = compute_loss(model, batch, device).item() / 10
-    for _ in range(200):
+    for _ in range(500):
         loss = compute_loss(model, batch, device)
         loss.backward()
         optimizer.step()
