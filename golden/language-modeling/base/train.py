@@ -120,6 +120,7 @@ def main(args: argparse.Namespace) -> int:
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
         persistent_workers=args.workers > 0,
+        generator=torch.Generator(),  # what loaders draw is not taken from the model's draws
     )
     # without workers a loader would only add to each step
     batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
