@@ -38,7 +38,7 @@ IMPORT_BLOCK = re.compile(
     re.DOTALL,
 )
 WIDTH = 110  # characters a line
-OWN_MODULES = {"checkpoint", "data", "loggers", "model", "record", "train"}
+OWN_MODULES = frozenset({"checkpoint", "data", "loggers", "model", "record", "train"})
 
 
 class SlotLines(Extension):
@@ -110,12 +110,15 @@ def environment(catalog: Catalog) -> Environment:
 
 
 @lru_cache(maxsize=4096)
-def finish(source: str) -> str:
-    """Settle a Python file: unused imports go, the rest is sorted, blank lines are black's."""
+def finish(source: str, own: frozenset[str]) -> str:
+    """Settle a Python file: unused imports go, the rest is sorted, blank lines are black's.
+
+    `own` are the names of the project's modules.
+    """
     source = GONE_LINE.sub("", source)
     header = IMPORT_BLOCK.match(source)
     if header:
-        imports = sorted_imports(header["imports"], symtable(source, "<template>", "exec"))
+        imports = sorted_imports(header["imports"], symtable(source, "<template>", "exec"), own)
         source = source[: header.start("imports")] + imports + "\n" + source[header.end("imports") :]
     source = re.sub(r"[ \t]+\n", "\n", source)
     source = re.sub(r"\n{4,}", "\n\n\n", source)  # at most two blank lines
@@ -124,7 +127,7 @@ def finish(source: str) -> str:
     return source.strip("\n") + "\n"
 
 
-def sorted_imports(block: str, module: SymbolTable) -> str:
+def sorted_imports(block: str, module: SymbolTable, own: frozenset[str]) -> str:
     """The imports that the module uses, in isort's sections and order."""
     plain: dict[str, str] = {}  # bound name -> what is imported
     named: dict[str, tuple[str, str]] = {}  # bound name -> where from, what
@@ -144,10 +147,10 @@ def sorted_imports(block: str, module: SymbolTable) -> str:
             groups.setdefault(source, []).append(spelled)
     sections: list[list[str]] = [[], [], []]
     for spelled in sorted(spelled for bound, spelled in plain.items() if bound in used):
-        sections[section(spelled)].append(f"import {spelled}")
+        sections[section(spelled, own)].append(f"import {spelled}")
     for source in sorted(groups):
         names = sorted(groups[source], key=import_order)
-        sections[section(source)].append(import_from(source, names))
+        sections[section(source, own)].append(import_from(source, names))
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -174,12 +177,12 @@ def import_order(name: str) -> tuple[int, str]:
     return kind, name
 
 
-def section(module: str) -> int:
+def section(module: str, own: frozenset[str]) -> int:
     """0 standard library, 1 third party, 2 the project's own."""
     root = re.split("[. ]", module)[0]
     if root in sys.stdlib_module_names:
         return 0
-    return 2 if root in OWN_MODULES else 1
+    return 2 if root in own else 1
 
 
 class Renderer:
@@ -187,6 +190,8 @@ class Renderer:
 
     def __init__(self, catalog: Catalog) -> None:
         self.env = environment(catalog)
+        files = {Path(name) for task in catalog.tasks.values() for name in task.files}
+        self.own = OWN_MODULES | {path.stem for path in files if path.suffix == ".py"}
 
     def tree(self, plan: Plan) -> Tree:
         """Every file of the project but .scaffold.toml: path -> text, in the order people read them."""
@@ -196,5 +201,5 @@ class Renderer:
     def file(self, template: str, facts: Mapping[str, Any]) -> str:
         text = self.env.get_template(template).render(facts)
         if template.endswith(".py.jinja"):
-            return finish(text)
+            return finish(text, self.own)
         return GONE_LINE.sub("", text).strip("\n") + "\n"

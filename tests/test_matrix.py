@@ -240,9 +240,9 @@ def covering_projects(findings: Findings, tmp_path_factory: pytest.TempPathFacto
         folder = root / f"p{number}"
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_text(text)
-    own = ("checkpoint", "data", "loggers", "model", "record", "train")
+    own = sorted(Renderer(load_catalog()).own)
     settings = "line-length = 110\nlint.select = ['E', 'F', 'I']\n"
-    (root / "ruff.toml").write_text(settings + f"lint.isort.known-first-party = {list(own)}\n")
+    (root / "ruff.toml").write_text(settings + f"lint.isort.known-first-party = {own}\n")
     return root
 
 

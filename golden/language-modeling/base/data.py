@@ -31,10 +31,11 @@ class Texts(Dataset):
 
     def __init__(self, texts: list[bytes], context: int) -> None:
         self.context = context
-        parts = [np.frombuffer(text, np.uint8) for text in texts]
-        self.tokens = np.concatenate([token for part in parts for token in ([START], part)]).astype(np.uint16)
-        ends = np.cumsum([len(part) + 1 for part in parts])
-        starts = [np.arange(end - len(part) - 1, end - 1, context) for part, end in zip(parts, ends)]
+        start = np.array([START], np.uint16)
+        parts = [part for text in texts for part in (start, np.frombuffer(text, np.uint8))]
+        self.tokens = np.concatenate(parts)
+        ends = np.cumsum([len(text) + 1 for text in texts])
+        starts = [np.arange(end - len(text) - 1, end - 1, context) for text, end in zip(texts, ends)]
         self.starts = np.concatenate(starts)
         self.ends = np.repeat(ends, [len(own) for own in starts])
 

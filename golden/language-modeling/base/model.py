@@ -14,15 +14,17 @@ HEAD_WIDTH = 64  # channels of an attention head
 
 
 class Cache:
-    """Keys and values of earlier tokens, for one layer."""
+    """Keys and values of earlier tokens, (batch, heads, tokens, channels), for one layer."""
 
-    length = 0
+    def __init__(self) -> None:
+        self.kept: tuple[torch.Tensor, ...] | None = None
 
-    def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.length:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values, self.length = keys, values, keys.shape[2]
-        return keys, values
+    def extend(self, *new: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.kept = tuple(torch.cat(pair, dim=2) for pair in zip(self.kept, new)) if self.kept else new
+        return self.kept
+
+    def __len__(self) -> int:
+        return self.kept[0].shape[2] if self.kept else 0
 
 
 class Attention(nn.Module):
@@ -31,28 +33,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], cache: Cache | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         qkv = self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, channels) each
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        start = 0 if cache is None else len(cache)
+        q, k = rotate(q, start), rotate(k, start)
         if cache is not None:
             k, v = cache.extend(k, v)
-        # each token looks at those before it; one that follows a cache looks at all of them
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] == k.shape[2])
+        # each token looks at itself and those before it; after a cache they come one at a time
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=start == 0)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def rotation_at(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of each position's angles, (positions, HEAD_WIDTH / 2)."""
-    channels = torch.arange(0, HEAD_WIDTH, 2, device=positions.device)
+def rotate(x: torch.Tensor, start: int) -> torch.Tensor:
+    """Turn each pair of channels by an angle that grows with the position, from `start` on; in 32 bits."""
+    positions = torch.arange(start, start + x.shape[2], device=x.device)
+    channels = torch.arange(0, HEAD_WIDTH, 2, device=x.device)
     angles = torch.outer(positions, 10_000 ** (-channels / HEAD_WIDTH))
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of channels by an angle that grows with the position."""
+    cos, sin = angles.cos(), angles.sin()
     one, two = x.float().chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1).type_as(x)
 
@@ -60,7 +58,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = 8 * width // 3  # as many parameters as 4 x width without the gate
+        hidden = -(-8 * width // 3 // 64) * 64  # as many parameters as 4 x width without the gate
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -77,10 +75,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(width)
         self.feed_forward = FeedForward(width)
 
-    def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], cache: Cache | None = None
-    ) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, cache)
+    def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -99,9 +95,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, caches: list[Cache] | None = None) -> torch.Tensor:
         """(batch, tokens) to logits, (batch, tokens, vocabulary); caches hold what came before."""
-        start = caches[0].length if caches else 0
-        rotation = rotation_at(torch.arange(start, start + tokens.shape[1], device=tokens.device))
         x = self.embedding(tokens)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
-            x = block(x, rotation, cache)
+            x = block(x, cache)
         return F.linear(self.norm(x), self.embedding.weight)
