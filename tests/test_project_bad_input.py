@@ -297,14 +297,14 @@ WELL_KNOWN: dict[str, Damage] = {
 @pytest.mark.parametrize("damage", WELL_KNOWN)
 def test_well_known_tables(made: Make, tmp_path: Path, data: str, damage: str) -> None:
     features = ("regression",) if data == "wine-quality" else ()
-    _, path = projects.write_data(tmp_path, "tabular", data)
+    _, path = projects.write_data(tmp_path, "tabular", data, regression=bool(features))
     WELL_KNOWN[damage](Path(path))
     refused(train_on(made(task="tabular", data=data, features=features), Path(path)), path)
 
 
 @pytest.mark.parametrize("quality", [None, "good"])
 def test_wine_without_grades(made: Make, tmp_path: Path, quality: str | None) -> None:
-    _, path = projects.write_data(tmp_path, "tabular", "wine-quality")
+    _, path = projects.write_data(tmp_path, "tabular", "wine-quality", regression=True)
     frame = pd.read_csv(path, sep=";").astype({"quality": object})
     frame.loc[:3, "quality"] = quality
     frame.to_csv(path, sep=";", index=False)
