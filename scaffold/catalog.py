@@ -52,6 +52,10 @@ class Task:
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
 
+    @property
+    def small_options(self) -> list[str]:
+        return [word for name, value in self.small.items() for word in (f"--{name}", str(value))]
+
 
 @dataclass(frozen=True)
 class Logger:

@@ -97,7 +97,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
         "extra_files": task.files,
-        "test_options": [word for name, value in task.small.items() for word in (f"--{name}", str(value))],
+        "test_options": task.small_options,
         "test_build_args": ", ".join(value for value in build_args.values() if value),
         "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
     }

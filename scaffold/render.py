@@ -38,7 +38,6 @@ IMPORT_BLOCK = re.compile(
     re.DOTALL,
 )
 WIDTH = 110  # characters a line
-OWN_MODULES = frozenset({"checkpoint", "data", "loggers", "model", "record", "train"})
 
 
 class SlotLines(Extension):
@@ -190,16 +189,14 @@ class Renderer:
 
     def __init__(self, catalog: Catalog) -> None:
         self.env = environment(catalog)
-        files = {Path(name) for task in catalog.tasks.values() for name in task.files}
-        self.own = OWN_MODULES | {path.stem for path in files if path.suffix == ".py"}
 
     def tree(self, plan: Plan) -> Tree:
         """Every file of the project but .scaffold.toml: path -> text, in the order people read them."""
-        facts: Mapping[str, Any] = plan.facts
-        return {path: self.file(name, facts) for path, name in plan.files.items()}
+        own = frozenset(Path(path).stem for path in plan.files)
+        return {path: self.file(name, plan.facts, own) for path, name in plan.files.items()}
 
-    def file(self, template: str, facts: Mapping[str, Any]) -> str:
+    def file(self, template: str, facts: Mapping[str, Any], own: frozenset[str]) -> str:
         text = self.env.get_template(template).render(facts)
         if template.endswith(".py.jinja"):
-            return finish(text, self.own)
+            return finish(text, own)
         return GONE_LINE.sub("", text).strip("\n") + "\n"

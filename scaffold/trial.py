@@ -74,7 +74,7 @@ class Trial:
     warm: subprocess.Popen[str] = field(repr=False)
     batch_size: int = 8  # of all processes
     limit: float = 120  # seconds a run may take
-    tolerance: float = 5e-3  # relative, between runs of one process and of two
+    precision: str = "fp32"
     timed: frozenset[str] = frozenset()  # what differs between equal runs as seconds and paths do
     unsteady: str = ""  # how two runs differ that should not
 

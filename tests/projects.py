@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -378,27 +379,6 @@ def idx(array: np.ndarray) -> bytes:
     return gzip.compress(header + array.astype(np.uint8).tobytes())
 
 
-def write_idx(folder: Path) -> Path:
-    """The four files of MNIST and its like."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for name, size in (("train", 48), ("t10k", 12)):
-        images, labels = rng.integers(0, 256, size=(size, 28, 28)), rng.integers(0, 10, size=size)
-        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images))
-        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
-    return folder
-
-
-def write_cifar(folder: Path) -> Path:
-    """The binary version's files."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
-        labels, pixels = rng.integers(0, 10, size=(10, 1)), rng.integers(0, 256, size=(10, 3072))
-        np.hstack([labels, pixels]).astype(np.uint8).tofile(folder / f"{name}.bin")
-    return folder
-
-
 def table(regression: bool = False, rows: int = 60) -> pd.DataFrame:
     """Numbers and words, both with gaps, and a target."""
     rng = np.random.default_rng(0)
@@ -421,9 +401,16 @@ def write_data(folder: Path, task: str, data: str, regression: bool = False) -> 
     return ["--data", str(known["write"](folder / "data"))]
 
 
+def metric(project: Path) -> str:
+    """What the project's README says it is judged by."""
+    found = re.search(r"metric is `(val/\w+)`", (project / "README.md").read_text())
+    assert found, "the README names no metric"
+    return found[1]
+
+
 def small_options(task: str) -> list[str]:
     """What makes a run of the task short enough for a test."""
-    return [word for name, value in catalog().task(task).small.items() for word in (f"--{name}", str(value))]
+    return catalog().task(task).small_options
 
 
 # For `first`: sets of a few examples, so that an epoch of any task is a few steps.

@@ -152,12 +152,12 @@ def test_array_covers_all_pairs() -> None:
     assert len(covering_array()) <= len(axes()["source"]) * len(axes()["precision"])  # which all meet
 
 
-def check_record(output_dir: Path, last: int) -> None:
+def check_record(project: Path, output_dir: Path, last: int) -> None:
     steps = [int(row["step"]) for row in metrics(output_dir)]
     assert steps == list(range(1, last + 1))
     for key in ("train/loss", "train/lr"):
         assert sorted(values(output_dir, key)) == steps
-    assert sorted(values(output_dir, "val/loss")) == [4]
+    assert sorted(values(output_dir, projects.metric(project))) == [4]
     assert all(math.isfinite(value) for row in metrics(output_dir) for value in row.values())
 
 
@@ -188,7 +188,7 @@ def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row)
 
     run("parts", "--max-steps", 3)
     parts = run("parts", "--max-steps", 6, "--resume")
-    check_record(parts, 6)
+    check_record(project, parts, 6)
     state = load(checkpoints(parts)[-1])
     assert ("ema" in state, "scaler" in state) == (row["ema"] == "on", row["precision"] == "fp16")
     ran = json.loads((parts / "run.json").read_text())

@@ -146,13 +146,13 @@ IDX: dict[str, tuple[Damage, str]] = {
         lambda data: (data / LABELS).write_bytes(projects.idx(np.zeros(30))),
         LABELS,
     ),
-    "label 200": (lambda data: (data / LABELS).write_bytes(projects.idx(np.full(48, 200))), LABELS),
+    "label 200": (lambda data: (data / LABELS).write_bytes(projects.idx(np.full(100, 200))), LABELS),
 }
 
 
 @pytest.mark.parametrize("damage", IDX)
 def test_idx(made: Make, tmp_path: Path, damage: str) -> None:
-    data = projects.write_idx(tmp_path / "data")
+    data = Path(projects.write_data(tmp_path, "image-classification", "mnist")[1])
     spoil, words = IDX[damage]
     spoil(data)
     refused(train_on(made(data="mnist"), data), str(data), words)
@@ -174,10 +174,72 @@ CIFAR: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", CIFAR)
 def test_cifar(made: Make, tmp_path: Path, damage: str) -> None:
-    data = projects.write_cifar(tmp_path / "data")
+    data = Path(projects.write_data(tmp_path, "image-classification", "cifar10")[1])
     spoil, words = CIFAR[damage]
     spoil(data)
     refused(train_on(made(data="cifar10"), data), str(data), words)
+
+
+# texts
+
+TEXTS: dict[str, tuple[Damage, str]] = {
+    "no folder": (shutil.rmtree, "is not a folder"),
+    "a file": (lambda data: (shutil.rmtree(data), data.touch()), "is not a folder"),
+    "no texts": (lambda data: [path.write_bytes(b"") for path in data.iterdir()], "holds no text files"),
+    "hidden texts": (
+        lambda data: [path.rename(path.with_name(f".{path.name}")) for path in data.iterdir()],
+        "holds no text files",
+    ),
+    "a picture among them": (lambda data: (data / "a.png").write_bytes(b"\x89PNG\0\0"), "a.png is not text"),
+    "little to hold out": (
+        lambda data: [path.write_bytes(b"abc") for path in sorted(data.iterdir())[::10]],
+        "6 bytes held out",
+    ),
+    "little to train on": (
+        lambda data: [path.write_bytes(b"a") for n, path in enumerate(sorted(data.iterdir())) if n % 10],
+        "18 bytes to train on",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", TEXTS)
+def test_texts(made: Make, tmp_path: Path, damage: str) -> None:
+    data = Path(projects.write_data(tmp_path, "language-modeling", "files")[1])
+    spoil, words = TEXTS[damage]
+    spoil(data)
+    refused(train_on(made(task="language-modeling", data="files"), data), str(data), words)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (Path.unlink, "No such file"),
+        (folder_instead, "Is a directory"),
+        (lambda path: path.write_bytes(b"a" * 999), "has 999 bytes"),
+    ],
+)
+def test_enwik8(made: Make, tmp_path: Path, spoil: Damage, words: str) -> None:
+    path = Path(projects.write_data(tmp_path, "language-modeling", "enwik8")[1])
+    spoil(path)
+    refused(train_on(made(task="language-modeling", data="enwik8"), path), str(path), words)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ((), 1, "run.json: No such file"),
+        (("--run", "README.md"), 1, "Not a directory"),
+        (("--temperature", "-1"), 2, "--temperature"),
+        (("--temperature", "nan"), 2, "--temperature"),
+        (("--top-p", "1.1"), 2, "--top-p"),
+        (("--max-bytes", "0"), 2, "--max-bytes"),
+    ],
+)
+def test_generate_with_bad_options(made: Make, options: tuple[str, ...], code: int, words: str) -> None:
+    project = made(task="language-modeling")
+    result = projects.run(project, projects.python("generate.py", *options), check=False)
+    assert result.code == code and words in result.message
+    assert "Traceback" not in result.err
 
 
 # tables

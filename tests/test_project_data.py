@@ -12,6 +12,7 @@ from scaffold.rules import why_not
 from tests import projects
 from tests.projects import (
     FEW_EXAMPLES,
+    metric,
     metrics,
     render,
     small_options,
@@ -36,9 +37,9 @@ def offered() -> list[tuple[str, str, bool]]:
     return found
 
 
-def check_trained(output_dir: Path) -> None:
+def check_trained(project: Path, output_dir: Path) -> None:
     assert sorted(values(output_dir, "train/loss"))[:2] == [1, 2]
-    assert values(output_dir, "val/loss")
+    assert values(output_dir, metric(project))
     assert all(value == value for row in metrics(output_dir) for value in row.values())
 
 
@@ -59,7 +60,7 @@ def test_trains(tmp_path: Path, task: str, data: str, regression: bool, ranks: i
     options = write_data(tmp_path, task, data, regression)
     short = [*small_options(task), "--batch-size", 4, "--epochs", 1, "--workers", 0]
     train_ranks(project, *options, *short, ranks=ranks, first=FEW_EXAMPLES)
-    check_trained(project / "runs" / "demo")
+    check_trained(project, project / "runs" / "demo")
 
 
 @pytest.mark.parametrize("regression", [False, True])
@@ -71,7 +72,7 @@ def test_parquet(tmp_path: Path, regression: bool) -> None:
     table(regression).to_csv(tmp_path / "table.csv", index=False)
     for name in ("parquet", "csv"):
         train(project, "--data", tmp_path / f"table.{name}", "--epochs", 2, "--output-dir", tmp_path / name)
-        check_trained(tmp_path / name)
+        check_trained(project, tmp_path / name)
     assert metrics(tmp_path / "parquet") == metrics(tmp_path / "csv")
 
 
@@ -79,7 +80,7 @@ def test_another_target(tmp_path: Path) -> None:
     project = render(tmp_path / "demo", task="tabular", data="files")
     table().dropna().to_csv(tmp_path / "table.csv", index=False)
     train(project, "--data", tmp_path / "table.csv", "--target", "colour", "--epochs", 3)
-    check_trained(project / "runs" / "demo")
+    check_trained(project, project / "runs" / "demo")
 
 
 def test_pictures_of_every_kind(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
     Image.new("RGB", (500, 3)).save(data / "dogs" / "deeper" / "long.png")
     project = render(tmp_path / "demo", data="files")
     train(project, "--data", data, "--epochs", 6, "--batch-size", 8, "--workers", 0)
-    check_trained(project / "runs" / "demo")
+    check_trained(project, project / "runs" / "demo")
 
 
 OWN = [(task, data, regression, (), "none") for task, data, regression in offered()]

@@ -168,6 +168,11 @@ DAMAGES: dict[str, tuple[dict[str, Any], set[int], list[tuple[str, str, str]]]] 
         {1, 2, 6, 8},  # only one of two different models is saved
         [("train.py", "compute_loss(ddp_model, ", "compute_loss(model, ")],
     ),
+    "both processes draw the same, in bf16": (
+        DDP | {"precision": "bf16"},
+        {6},
+        [("data.py", "draws[rank:width:world_size]", "draws[0:width:world_size]")],
+    ),
     "SIGTERM is not looked at": (
         TABLE,
         {8},

@@ -107,4 +107,4 @@ def test_20_control_a_slow_process(tmp_path: Path) -> None:
 def test_20_async_always_ends(tmp_path: Path) -> None:
     """A thread more, and a group more: none of many short runs may hang or abort."""
     project = render(tmp_path / "demo", **FSDP, features=("async-checkpoint",))
-    assert list(bad_ends(project, tmp_path, "--checkpoint-every", 1, runs=20)) == []
+    assert list(bad_ends(project, tmp_path, "--max-steps", 3, "--checkpoint-every", 1, runs=20)) == []

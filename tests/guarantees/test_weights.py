@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.conftest import Make
 from tests.guarantees.harness import RANKS, everywhere, mostly_alone
 from tests.projects import all_finite, checkpoints, edit, load, render, small_options, train_ranks, values
 
-TASK = {"task": "language-modeling", "data": "files"}
+TASK: dict[str, Any] = {"task": "language-modeling", "data": "files"}
 EXAMPLES = 16  # of an optimizer step
 # Texts of other lengths than a piece, so that no two batches have as many targets.
 RAGGED = [b"abc" * (1 + number * number % 37) for number in range(200)]
@@ -36,9 +37,8 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
-def project(make: Make, distributed: str, accum: int) -> Path:
-    features = ("grad-accum",) if accum > 1 else ()
-    return make(**TASK, distributed=distributed, features=features)
+def given(distributed: str, accum: int) -> dict[str, Any]:
+    return TASK | {"distributed": distributed, "features": ("grad-accum",) if accum > 1 else ()}
 
 
 def trained(project: Path, texts: Path, place: Path, ranks: int, accum: int, first: str = "") -> Path:
@@ -62,8 +62,8 @@ def gap(one: Path, other: Path) -> float:
 def test_07_targets_weigh_alike(
     made: Make, texts: Path, tmp_path: Path, distributed: str, accum: int
 ) -> None:
-    whole = trained(project(made, "none", 1), texts, tmp_path / "whole", 0, 1)
-    parts = trained(project(made, distributed, accum), texts, tmp_path / "parts", RANKS[distributed], accum)
+    whole = trained(made(**given("none", 1)), texts, tmp_path / "whole", 0, 1)
+    parts = trained(made(**given(distributed, accum)), texts, tmp_path / "parts", RANKS[distributed], accum)
     assert gap(parts, whole) < 1e-5
 
 
@@ -71,10 +71,8 @@ def test_07_targets_weigh_alike(
 def test_07_control_mean_of_means(
     made: Make, texts: Path, tmp_path: Path, distributed: str, accum: int
 ) -> None:
-    whole = trained(project(made, "none", 1), texts, tmp_path / "whole", 0, 1)
-    broken = render(
-        tmp_path / "demo", **TASK, distributed=distributed, features=("grad-accum",) if accum > 1 else ()
-    )
+    whole = trained(made(**given("none", 1)), texts, tmp_path / "whole", 0, 1)
+    broken = render(tmp_path / "demo", **given(distributed, accum))
     edit(broken / "train.py", " / num_targets\n", f" / count_targets(batch) / {accum}\n")
     parts = trained(broken, texts, tmp_path / "parts", RANKS[distributed], accum)
     assert gap(parts, whole) > 1e-4
@@ -83,19 +81,15 @@ def test_07_control_mean_of_means(
 @pytest.mark.parametrize("accum", [1, 2])
 @everywhere
 def test_07_no_targets_at_all(made: Make, texts: Path, tmp_path: Path, distributed: str, accum: int) -> None:
-    model = project(made, distributed, accum)
-    place = trained(model, texts, tmp_path / "out", RANKS[distributed], accum, first=NO_TARGETS)
+    project = made(**given(distributed, accum))
+    place = trained(project, texts, tmp_path / "out", RANKS[distributed], accum, first=NO_TARGETS)
     assert list(values(place, "train/loss").values()) == [0, 0, 0, 0]
     assert all_finite(checkpoints(place)[-1])
 
 
 @mostly_alone
 def test_07_control_no_targets_at_all(tmp_path: Path, texts: Path, distributed: str) -> None:
-    broken = render(tmp_path / "demo", **TASK, distributed=distributed)
-    edit(
-        broken / "train.py",
-        ".clamp(min=1)\n" if distributed == "none" else ") or 1\n",
-        "\n" if distributed == "none" else ")\n",
-    )
+    broken = render(tmp_path / "demo", **given(distributed, 1))
+    edit(broken / "train.py", ".clamp(min=1)\n" if distributed == "none" else " or 1\n", "\n")
     with pytest.raises(AssertionError, match=r"train/loss is nan|division by zero"):
         trained(broken, texts, tmp_path / "out", RANKS[distributed], 1, first=NO_TARGETS)
