@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +57,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     }
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
+        "pictures": False,  # does each evaluation draw one?
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task.facts["model_args"],
         **task.facts,
@@ -94,7 +94,6 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "parts": as_dict(parts),
         "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),
-        "modules": sorted({re.split(r"[<>=\[ ]", item)[0] for item in requires}),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
         "extra_files": task.files,
         "test_options": task.small_options,

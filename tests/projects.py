@@ -413,13 +413,13 @@ def small_options(task: str) -> list[str]:
     return catalog().task(task).small_options
 
 
-# For `first`: sets of a few examples, so that an epoch of any task is a few steps.
-FEW = 32
-FEW_EXAMPLES = f"""
+def few_examples(number: int) -> str:
+    """For `first`: sets of at most so many examples, so that an epoch of any task is a few steps."""
+    return f"""
 import data
 from torch.utils.data import Dataset
 
 for kind in list(vars(data).values()):
     if isinstance(kind, type) and issubclass(kind, Dataset) and kind is not Dataset:
-        kind.__len__ = lambda self, whole=kind.__len__: min(whole(self), {FEW})
+        kind.__len__ = lambda self, whole=kind.__len__: min(whole(self), {number})
 """

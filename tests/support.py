@@ -1,7 +1,7 @@
-"""The support table: what was really trained, from the results that the heavy tests leave behind.
+"""The pages of what was really trained, from the results that the heavy tests leave behind.
 
-SCAFFOLD_RESULTS=FOLDER pytest -m heavy tests/test_pairwise.py tests/test_support.py
-python -m tests.support FOLDER      # rewrites docs/support.json and docs/support.md
+SCAFFOLD_RESULTS=FOLDER pytest -m heavy tests/test_pairwise.py tests/test_support.py tests/test_quality.py
+python -m tests.support FOLDER      # puts them into docs/*.json and makes docs/support.md and docs/tasks.md
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import statistics
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -24,18 +25,10 @@ DOCS = Path(__file__).parent.parent / "docs"
 CORE = ("task", "hardware", "precision", "distributed")
 
 
-def leave(name: str, answers: dict[str, Any], processes: int, steps: int, resumed_at: int) -> None:
+def leave(name: str, **result: Any) -> None:
     """Record a run that passed, where SCAFFOLD_RESULTS asks for it."""
     if folder := os.environ.get("SCAFFOLD_RESULTS"):
-        result = {
-            "answers": answers,
-            "ran": "trained-cpu",
-            "processes": processes,
-            "steps": steps,
-            "resumed_at": resumed_at,
-            "torch": version("torch"),
-            "date": datetime.date.today().isoformat(),
-        }
+        result |= {"torch": version("torch"), "date": datetime.date.today().isoformat()}
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
@@ -91,10 +84,66 @@ def show(value: str | list[str]) -> str:
     return value if isinstance(value, str) else ", ".join(value)
 
 
+def tasks_page(results: list[dict[str, Any]], catalog: Catalog) -> str:
+    return "\n".join(tasks_page_lines(results, catalog)) + "\n"
+
+
+def tasks_page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]:
+    yield "# Tasks"
+    yield ""
+    yield "What the sample run of each task reaches at its defaults, on two processors: the metric after the"
+    yield "last epoch, mean and standard deviation over the seeds, and the bar that a test holds each run to."
+    yield "Made from test results by `python -m tests.support`."
+    for task in catalog.tasks.values():
+        yield ""
+        yield f"## {task.name}"
+        yield ""
+        sources = ", ".join(f"`{name}`" for name in task.sources)
+        yield f"{task.help[0].upper()}{task.help[1:]}. Data: {sources}."
+        yield ""
+        yield "| with | metric | seeds | reaches | bar | PyTorch | date |"
+        yield "| --- | --- | --- | --- | --- | --- | --- |"
+        own = [result for result in results if result["task"] == task.name]
+        for features in sorted({tuple(result["with"]) for result in own}):
+            runs = [result for result in own if tuple(result["with"]) == features]
+            yield f"| {' | '.join(summary(runs))} |"
+
+
+def summary(runs: list[dict[str, Any]]) -> list[str]:
+    """A row of the page, of runs that differ in their seeds alone."""
+    values = [run["reached"] for run in runs]
+    reached = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    seeds = ", ".join(str(seed) for seed in sorted(run["seed"] for run in runs))
+    bar = " ".join(f"{name.replace('_', ' ')} {bound:.4g}" for name, bound in runs[0]["bar"].items())
+    versions, dates = ({run[key] for run in runs} for key in ("torch", "date"))
+    features = ", ".join(f"`{name}`" for name in runs[0]["with"])
+    return [
+        features,
+        f"`{runs[0]['metric']}`",
+        seeds,
+        reached,
+        bar,
+        *map(", ".join, map(sorted, (versions, dates))),
+    ]
+
+
+def merged(page: str, found: list[dict[str, Any]], same: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The results of a page, those that were found in the place of those of the same runs."""
+    file = DOCS / f"{page}.json"
+    before = json.loads(file.read_text()) if file.exists() else []
+    results = {json.dumps([result[key] for key in same]): result for result in before + found}
+    after = [results[key] for key in sorted(results)]
+    file.write_text(json.dumps(after, indent=1) + "\n")
+    return after
+
+
 def main() -> None:
-    results = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).glob("*.json"))]
-    (DOCS / "support.json").write_text(json.dumps(results, indent=1) + "\n")
-    (DOCS / "support.md").write_text(page(results, load_catalog()), encoding="utf-8")
+    found = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).glob("*.json"))]
+    catalog = load_catalog()
+    trained = merged("support", [result for result in found if "answers" in result], ("answers",))
+    (DOCS / "support.md").write_text(page(trained, catalog), encoding="utf-8")
+    reached = merged("tasks", [result for result in found if "reached" in result], ("task", "with", "seed"))
+    (DOCS / "tasks.md").write_text(tasks_page(reached, catalog), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,14 @@ def test_plugin_is_found_and_rendered(package: Path) -> None:
     assert "        log_file.writerow([step, *metrics.values()])\n" in tree["loggers.py"]
 
 
+def test_a_logger_that_takes_no_pictures(package: Path) -> None:
+    catalog = load_catalog()
+    choice = {"name": "demo", "task": "segmentation", "logger": ("csv-file",)}
+    tree = Renderer(catalog).tree(make_plan(complete(choice, catalog), catalog))
+    ast.parse(tree["loggers.py"])
+    assert "picture" in tree["train.py"] and "picture" not in tree["loggers.py"]
+
+
 def test_without_the_plugin_it_is_unknown() -> None:
     catalog = load_catalog()
     assert "lab-table" not in catalog.tasks

@@ -47,9 +47,9 @@ WORDS = {
     r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
     r"wandb": ("logger", "wandb"),
     r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
-    r"PIL\b|pillow": ("data", "files imagenet"),
-    r"sklearn|scikit": ("data", "sample"),
 }
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
 PATTERNS = {word: re.compile(word, re.IGNORECASE) for word in WORDS}
 
 
@@ -82,6 +82,21 @@ def residue_on(line: str) -> str:
 def residue(text: str) -> str:
     """What a template left behind, or a word of the tool itself."""
     return next(filter(None, map(residue_on, text.split("\n"))), "")
+
+
+@cache
+def imports(source: str) -> frozenset[str]:
+    """The packages that a module imports, without Python's own."""
+    found = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
+    return frozenset(found) - sys.stdlib_module_names
+
+
+def unlike_imports(tree: Mapping[str, str], requires: Iterable[str]) -> set[str]:
+    """Packages that a project imports and does not require, or the other way round."""
+    own = {Path(path).stem for path in tree}
+    imported = frozenset().union(*(imports(text) for path, text in tree.items() if path.endswith(".py")))
+    required = {re.split(r"[<>=\[ ]", item)[0] for item in requires} - BY_OTHERS
+    return {IMPORTED_AS.get(name, name) for name in required} ^ (imported - own - {"pytest"})
 
 
 def options(source: str) -> tuple[set[str], set[str]]:
@@ -186,8 +201,11 @@ def findings() -> Findings:
     found = Findings()
     checked: set[str] = set()
     for answers in valid(catalog):
-        tree = renderer.tree(make_plan(answers, catalog))
+        plan = make_plan(answers, catalog)
+        tree = renderer.tree(plan)
         found.projects += 1
+        if packages := unlike_imports(tree, plan.facts["requires"]):
+            found.problems.append(f"{answers}: requires or imports {packages}")
         if absent := absent_words(tree.values(), answers):
             found.problems.append(f"{answers}: speaks of {absent}")
         for path, text in tree.items():
@@ -266,7 +284,11 @@ def test_black_changes_nothing(covering_projects: Path) -> None:
 def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
     catalog = load_catalog()
     answers = Answers("demo", "tabular", "sample", "cpu", "fp32", "none")
-    tree = Renderer(catalog).tree(make_plan(answers, catalog))
+    plan = make_plan(answers, catalog)
+    tree = Renderer(catalog).tree(plan)
+    assert unlike_imports(tree, plan.facts["requires"]) == set()
+    assert unlike_imports(tree | {"more.py": "import PIL\n"}, plan.facts["requires"]) == {"PIL"}
+    assert unlike_imports(tree, [*plan.facts["requires"], "wandb>=0.18"]) == {"wandb"}
     train = tree["train.py"]
     assert absent_words([train], answers) == set()
     assert absent_words([train + "# works with DDP\n"], answers)

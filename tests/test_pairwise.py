@@ -21,9 +21,8 @@ from scaffold.errors import RequestError
 from scaffold.rules import complete
 from tests import projects
 from tests.projects import (
-    FEW,
-    FEW_EXAMPLES,
     checkpoints,
+    few_examples,
     load,
     metrics,
     render,
@@ -35,6 +34,7 @@ from tests.support import leave
 
 Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
+FEW = 32  # examples in a set
 
 ENTANGLED = (
     "async-checkpoint",
@@ -183,7 +183,7 @@ def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row)
 
     def run(name: str, *more: object) -> Path:
         words = [*options, "--output-dir", tmp_path / name, *more]
-        train_ranks(project, *words, ranks=ranks, env=env, timeout=300, first=FEW_EXAMPLES)
+        train_ranks(project, *words, ranks=ranks, env=env, timeout=300, first=few_examples(FEW))
         return tmp_path / name
 
     run("parts", "--max-steps", 3)
@@ -197,4 +197,4 @@ def test_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, row: Row)
     assert len(list(parts.glob("wandb/offline-run-*"))) == (2 if row["wandb"] == "on" else 0)
     if row["compile"] == "off":
         assert same_run(run("whole", "--max-steps", 6), parts)
-    leave(label(row), given, processes=ranks or 1, steps=6, resumed_at=3)
+    leave(label(row), answers=given, ran="trained-cpu", processes=ranks or 1, steps=6, resumed_at=3)

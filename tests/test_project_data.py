@@ -11,7 +11,7 @@ from scaffold.catalog import load_catalog
 from scaffold.rules import why_not
 from tests import projects
 from tests.projects import (
-    FEW_EXAMPLES,
+    few_examples,
     metric,
     metrics,
     render,
@@ -59,7 +59,7 @@ def test_trains(tmp_path: Path, task: str, data: str, regression: bool, ranks: i
     )
     options = write_data(tmp_path, task, data, regression)
     short = [*small_options(task), "--batch-size", 4, "--epochs", 1, "--workers", 0]
-    train_ranks(project, *options, *short, ranks=ranks, first=FEW_EXAMPLES)
+    train_ranks(project, *options, *short, ranks=ranks, first=few_examples(32))
     check_trained(project, project / "runs" / "demo")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.projects import catalog, drive, metric, python, render, run, values
+from tests.support import leave
 
 pytestmark = pytest.mark.heavy
 SEEDS = [0, 1, 2]
@@ -48,6 +49,10 @@ def test_sample_run(tmp_path: Path, task: str, features: tuple[str, ...], seed: 
     assert name == metric(project)
     series = list(values(tmp_path / "out", name).values())
     assert shortfalls(series, seconds, bar) == []
+    leave(
+        f"quality-{'-'.join([task, *features])}-{seed}",
+        **{"task": task, "with": features, "seed": seed, "metric": name, "reached": series[-1], "bar": bar},
+    )
     if told := re.search(r"sample run reaches ([\d.]+)", (project / "README.md").read_text()):
         assert series[-1] == pytest.approx(float(told[1]), rel=0.02)
 

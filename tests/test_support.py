@@ -11,7 +11,7 @@ import pytest
 from scaffold.answers import Answers
 from scaffold.catalog import load_catalog
 from tests.projects import metrics, render, train_ranks, values
-from tests.support import CORE, DOCS, core_combinations, leave, page
+from tests.support import CORE, DOCS, core_combinations, leave, page, tasks_page
 
 COMBINATIONS = core_combinations(load_catalog())
 
@@ -32,12 +32,20 @@ def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
     losses = values(tmp_path / "out", "train/loss")
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(value) for row in metrics(tmp_path / "out") for value in row.values())
-    leave(f"core-{label(answers)}", given, processes=ranks or 1, steps=6, resumed_at=3)
+    result = {"answers": given, "ran": "trained-cpu", "processes": ranks or 1, "steps": 6, "resumed_at": 3}
+    leave(f"core-{label(answers)}", **result)
 
 
 def test_the_page_is_made_from_results() -> None:
     results = json.loads((DOCS / "support.json").read_text())
     assert (DOCS / "support.md").read_text(encoding="utf-8") == page(results, load_catalog())
+
+
+def test_the_page_of_tasks_is_made_from_results() -> None:
+    results = json.loads((DOCS / "tasks.json").read_text())
+    catalog = load_catalog()
+    assert (DOCS / "tasks.md").read_text(encoding="utf-8") == tasks_page(results, catalog)
+    assert {result["task"] for result in results} == set(catalog.tasks)
 
 
 def test_a_run_that_is_missing_is_not_claimed() -> None:

@@ -59,6 +59,7 @@ def test_a_project_as_it_was_written(verify: Verify, tmp_path: Path) -> None:
         {"task": "tabular", "distributed": "fsdp", "precision": "bf16", "features": ("ema", "grad-accum")},
         {"task": "tabular", "hardware": "gpu", "precision": "fp16", "features": ("compile", "grad-clip")},
         {"logger": ("tensorboard", "wandb"), "features": ("early-stopping", "deterministic")},
+        {"task": "segmentation", "distributed": "ddp", "logger": ("tensorboard",)},
         {"task": "language-modeling"},
         {"task": "language-modeling", "distributed": "ddp", "features": ("grad-accum", "ema")},
         {"task": "language-modeling", "distributed": "fsdp", "precision": "bf16", "features": ("grad-clip",)},
