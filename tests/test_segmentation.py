@@ -112,6 +112,67 @@ def test_mean_iou_is_that_of_scikit_learn(made: Make, tmp_path: Path) -> None:
     assert drive(made(**TASK), IOU, tmp_path / "picture.png") == "True\n"
 
 
+LOSS = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from data import IGNORED, build_datasets, ordered_batches
+from train import evaluate
+
+class Guess(nn.Module):
+    def forward(self, images):
+        return images * torch.tensor([1.0, 2, 3])[:, None, None]
+
+_, val_set = build_datasets(Path(sys.argv[1]), seed=0)
+loader = DataLoader(val_set, batch_size=None, sampler=ordered_batches(len(val_set), 1))
+images, masks = val_set[np.arange(len(val_set))]
+assert (masks == IGNORED).any()
+expected = F.cross_entropy(Guess()(images), masks, ignore_index=IGNORED).item()
+found = evaluate(Guess(), loader, torch.device("cpu"), Path(sys.argv[2]))["val/loss"]
+print(abs(found - expected) < 1e-5)
+"""
+
+
+def test_ignored_pixels_do_not_count(made: Make, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "data")
+    project = made(**TASK, data="files")
+    assert drive(project, LOSS, data, tmp_path / "picture.png") == "True\n"
+
+
+def test_control_ignored_pixels(tmp_path: Path) -> None:
+    """The mean over all pixels, those outside the picture too."""
+    data, project = write_pairs(tmp_path / "data"), render(tmp_path / "demo", **TASK, data="files")
+    edit(project / "train.py", '"none")[masks != IGNORED])', '"none"))')
+    assert drive(project, LOSS, data, tmp_path / "picture.png") == "False\n"
+
+
+def test_pictures_are_paired_by_name(made: Make, tmp_path: Path) -> None:
+    """Also beside files whose names begin alike, with brackets, and with capital letters."""
+    data = write_pairs(tmp_path / "data")
+    for place in ("images", "masks"):
+        (data / place / "3.png").rename(data / place / "3[a].png")
+    (data / "images" / "4.png").rename(data / "images" / "4.PNG")
+    Image.new("RGB", (1, 1)).save(data / "images" / "5.edges.png")
+    (data / "images" / "notes.txt").touch()
+    script = "import sys; from pathlib import Path; from data import build_datasets\n"
+    script += "for part in build_datasets(Path(sys.argv[1]), 0):\n    print([p.name for p, _ in part.pairs])"
+    names = "".join(drive(made(**TASK, data="files"), script, data).split("\n"))
+    expected = {"3[a].png", "4.PNG", *(f"{n}.png" for n in (0, 1, 2, 5, 6, 7, 8, 9))}
+    assert set(names.replace("]['", "', '").strip("[]").replace("'", "").split(", ")) == expected
+
+
+def test_pictures_of_an_earlier_run_are_not_logged(made: Make, tmp_path: Path) -> None:
+    project = made(**TASK, logger=("tensorboard",))
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "00000001.png")
+    train_ranks(project, *SHORT, "--output-dir", tmp_path, ranks=0, first=few_examples(12))
+    assert sorted(logged_pictures(tmp_path)) == [2, 3]
+
+
 def pictures(output_dir: Path) -> dict[int, np.ndarray]:
     """step -> pixels, as files."""
     found = (output_dir / "pictures").iterdir()
@@ -138,7 +199,7 @@ def test_pictures_are_drawn_and_logged(made: Make, tmp_path: Path, distributed: 
             train_ranks(project, *SHORT, "--batch-size", 8 // (ranks or 1), *options, ranks=ranks, first=few)
     drawn = pictures(tmp_path / "parts")
     assert sorted(drawn) == sorted(values(tmp_path / "parts", "val/mean_iou")) == [2, 3]
-    assert drawn[2].shape == (3 * 32, 32 * (6 if ranks == 0 else 3), 3)
+    assert drawn[2].shape == (3 * 32, 8 * 32, 3)
     assert (drawn[2][32:64] == drawn[3][32:64]).all()  # the masks
     assert (drawn[2][64:] != drawn[3][64:]).any()  # what the model says
     assert files_under(tmp_path / "whole" / "pictures") == files_under(tmp_path / "parts" / "pictures")
@@ -164,7 +225,21 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a garbage mask": (lambda data: garbage(data / "masks" / "3.png"), "3.png is not a readable picture"),
     "a mask in colours": (
         lambda data: Image.new("RGB", (40, 30)).save(data / "masks" / "3.png"),
-        "a mask has colours",
+        "3.png has colours",
+    ),
+    "classes 0 and 255": (
+        lambda data: [
+            Image.fromarray(np.uint8(np.eye(30) * 255)).save(path) for path in (data / "masks").iterdir()
+        ],
+        "no mask has a class but 0",
+    ),
+    "16 bits": (
+        lambda data: Image.fromarray(np.full((30, 40), 300, np.uint16)).save(data / "masks" / "3.png"),
+        "3.png has a class above 254",
+    ),
+    "two pictures": (
+        lambda data: shutil.copy(data / "images" / "3.jpg", data / "images" / "3.jpeg"),
+        "3.jpg and 3.jpeg are two pictures",
     ),
     "another size": (
         lambda data: Image.new("L", (41, 30)).save(data / "masks" / "3.png"),

@@ -1,6 +1,6 @@
-"""A U-Net (Ronneberger et al., 2015) as nnU-Net has it (Isensee et al., 2021).
+"""A U-Net (Ronneberger et al., 2015) with padded convolutions and nearest-neighbour upsampling.
 
-Convolutions are padded; instance normalisation, a group for each channel, and leaky rectifiers follow them.
+Instance normalisation, a group for each channel, and leaky rectifiers are those of nnU-Net (Isensee et al., 2021).
 """
 
 import torch

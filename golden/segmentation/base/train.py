@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -75,7 +76,7 @@ def count_targets(batch: list[torch.Tensor]) -> torch.Tensor:
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """A sum, to be divided by all pixels of an optimizer step: each of them then has the same weight."""
     images, masks = (tensor.to(device, non_blocking=True) for tensor in batch)
-    return F.cross_entropy(model(images), masks, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(model(images), masks, ignore_index=IGNORED, reduction="none").sum()
 
 
 @torch.no_grad()
@@ -86,16 +87,19 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, picture
     for batch in loader:
         images, masks = (tensor.to(device, non_blocking=True) for tensor in batch)
         logits = model(images)
-        loss.update(F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none"), masks != IGNORED)
+        loss.update(F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none")[masks != IGNORED])
         mean_iou.update(logits, masks)
+    images, masks = loader.dataset[np.arange(min(8, len(loader.dataset)))]
+    predicted = model(images.to(device)).argmax(dim=1).cpu()
     model.train()
-    draw(images[:8].cpu(), masks[:8].cpu(), logits[:8].argmax(dim=1).cpu(), picture)
+    draw(images, masks, predicted, picture)
     return {"val/loss": loss.compute().item(), "val/mean_iou": mean_iou.compute().item()}
 
 
 def draw(images: torch.Tensor, masks: torch.Tensor, predicted: torch.Tensor, path: Path) -> None:
     """Save a grid with a column for each picture: itself, its mask, and what the model says."""
-    colours = torch.rand(256, 3, generator=torch.Generator().manual_seed(0))
+    hues = 0.618 * torch.arange(256)[:, None]  # each class a golden section of the circle from the next
+    colours = (((6 * hues + torch.tensor([0, 4, 2])) % 6 - 3).abs() - 1).clamp(0, 1)
     colours[0], colours[IGNORED] = 0, 1  # class 0, mostly the background, is black
     pixels = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
     pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min() + 1e-6)
