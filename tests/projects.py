@@ -414,7 +414,10 @@ def small_options(task: str) -> list[str]:
 
 
 def few_examples(number: int) -> str:
-    """For `first`: sets of at most so many examples, so that an epoch of any task is a few steps."""
+    """For `first`: sets of at most so many examples, so that an epoch of any task is a few steps.
+
+    Pictures are small: 16-bit convolutions of large ones take minutes on processors.
+    """
     return f"""
 import data
 from torch.utils.data import Dataset
@@ -422,4 +425,6 @@ from torch.utils.data import Dataset
 for kind in list(vars(data).values()):
     if isinstance(kind, type) and issubclass(kind, Dataset) and kind is not Dataset:
         kind.__len__ = lambda self, whole=kind.__len__: min(whole(self), {number})
+if hasattr(data, "IMAGE_SIZE"):
+    data.IMAGE_SIZE = min(data.IMAGE_SIZE, 64)
 """

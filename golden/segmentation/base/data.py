@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
-SIZE = 32  # pixels
+IMAGE_SIZE = 32  # pixels
 CLASSES = ["background", *"0123456789"]
 IGNORED = 255  # a pixel that does not count; there are none here
 
@@ -25,7 +25,7 @@ def build_datasets(seed: int) -> tuple["Scenes", "Scenes"]:
 class Scenes(Dataset):
     """Digits at random places, handed out a batch at a time; with a seed, each draw is another scene.
 
-    images: (n, 1, SIZE, SIZE), 0 to 1. masks: (n, SIZE, SIZE), numbers of CLASSES.
+    images: (n, 1, IMAGE_SIZE, IMAGE_SIZE), 0 to 1. masks: (n, IMAGE_SIZE, IMAGE_SIZE), numbers of CLASSES.
     """
 
     channels, num_classes = 1, len(CLASSES)
@@ -37,8 +37,8 @@ class Scenes(Dataset):
         return self.length
 
     def __getitem__(self, draws: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.zeros(len(draws), self.channels, SIZE, SIZE)
-        masks = torch.zeros(len(draws), SIZE, SIZE, dtype=torch.int64)
+        images = torch.zeros(len(draws), self.channels, IMAGE_SIZE, IMAGE_SIZE)
+        masks = torch.zeros(len(draws), IMAGE_SIZE, IMAGE_SIZE, dtype=torch.int64)
         for image, mask, draw in zip(images, masks, draws):
             self.compose(image[0].numpy(), mask.numpy(), int(draw))
         return images.contiguous(memory_format=torch.channels_last), masks

@@ -1,6 +1,6 @@
 """A U-Net (Ronneberger et al., 2015) with padded convolutions and nearest-neighbour upsampling.
 
-Instance normalisation, a group for each channel, and leaky rectifiers are those of nnU-Net (Isensee et al., 2021).
+Instance normalisation (each channel a group) and leaky rectifiers as in nnU-Net (Isensee et al., 2021).
 """
 
 import torch
