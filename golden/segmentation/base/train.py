@@ -76,7 +76,7 @@ def count_targets(batch: list[torch.Tensor]) -> torch.Tensor:
 def compute_loss(model: nn.Module, batch: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """A sum, to be divided by all pixels of an optimizer step: each of them then has the same weight."""
     images, masks = (tensor.to(device, non_blocking=True) for tensor in batch)
-    return F.cross_entropy(model(images), masks, ignore_index=IGNORED, reduction="none").sum()
+    return F.cross_entropy(model(images), masks, ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()
