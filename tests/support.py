@@ -115,7 +115,7 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
     values = [run["reached"] for run in runs]
     reached = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
     seeds = ", ".join(str(seed) for seed in sorted(run["seed"] for run in runs))
-    bar = " ".join(f"{name.replace('_', ' ')} {bound:.4g}" for name, bound in runs[0]["bar"].items())
+    bar = ", ".join(f"{name.replace('_', ' ')} {bound:.4g}" for name, bound in runs[0]["bar"].items())
     versions, dates = ({run[key] for run in runs} for key in ("torch", "date"))
     features = ", ".join(f"`{name}`" for name in runs[0]["with"])
     return [

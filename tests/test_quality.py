@@ -42,17 +42,13 @@ def test_sample_run(tmp_path: Path, task: str, features: tuple[str, ...], seed: 
     start = time.monotonic()
     run(project, python("train.py", "--seed", seed, "--output-dir", tmp_path / "out"), timeout=600)
     seconds = time.monotonic() - start
-    bar = {"seconds_at_most": LIMIT} | json.loads(
-        drive(project, (catalog().task(task).folder / "reach.py").read_text())
-    )
-    name = bar.pop("metric")
+    reach = json.loads(drive(project, (catalog().task(task).folder / "reach.py").read_text()))
+    name = reach.pop("metric")
     assert name == metric(project)
     series = list(values(tmp_path / "out", name).values())
-    assert shortfalls(series, seconds, bar) == []
-    leave(
-        f"quality-{'-'.join([task, *features])}-{seed}",
-        **{"task": task, "with": features, "seed": seed, "metric": name, "reached": series[-1], "bar": bar},
-    )
+    assert shortfalls(series, seconds, {"seconds_at_most": LIMIT} | reach) == []
+    result = {"task": task, "with": features, "seed": seed, "metric": name, "reached": series[-1]}
+    leave(f"quality-{'-'.join([task, *features])}-{seed}", **result, bar=reach)
     if told := re.search(r"sample run reaches ([\d.]+)", (project / "README.md").read_text()):
         assert series[-1] == pytest.approx(float(told[1]), rel=0.02)
 
