@@ -158,11 +158,22 @@ def test_pictures_are_paired_by_name(made: Make, tmp_path: Path) -> None:
     (data / "images" / "4.png").rename(data / "images" / "4.PNG")
     Image.new("RGB", (1, 1)).save(data / "images" / "5.edges.png")
     (data / "images" / "notes.txt").touch()
-    script = "import sys; from pathlib import Path; from data import build_datasets\n"
-    script += "for part in build_datasets(Path(sys.argv[1]), 0):\n    print([p.name for p, _ in part.pairs])"
-    names = "".join(drive(made(**TASK, data="files"), script, data).split("\n"))
-    expected = {"3[a].png", "4.PNG", *(f"{n}.png" for n in (0, 1, 2, 5, 6, 7, 8, 9))}
-    assert set(names.replace("]['", "', '").strip("[]").replace("'", "").split(", ")) == expected
+    script = """
+import json, sys
+from pathlib import Path
+from data import build_datasets
+sets = build_datasets(Path(sys.argv[1]), seed=0)
+print(json.dumps([[[path.name for path in pair] for pair in part.pairs] for part in sets]))
+"""
+    train, held_out = json.loads(drive(made(**TASK, data="files"), script, data))
+    assert held_out == [["0.png", "0.png"], ["5.png", "5.png"]]
+    assert sorted(train) == [
+        ["1.png", "1.png"],
+        ["2.png", "2.png"],
+        ["3[a].png", "3[a].png"],
+        ["4.PNG", "4.png"],
+        *([f"{n}.png", f"{n}.png"] for n in (6, 7, 8, 9)),
+    ]
 
 
 def test_pictures_of_an_earlier_run_are_not_logged(made: Make, tmp_path: Path) -> None:
@@ -217,7 +228,7 @@ def test_wandb_has_the_pictures(made: Make, tmp_path: Path) -> None:
     assert len(found) == 2
 
 
-DAMAGES: dict[str, tuple[Damage, str]] = {
+FILES: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "holds 0 .png files"),
     "no masks": (lambda data: shutil.rmtree(data / "masks"), "holds 0 .png files"),
     "no picture": (lambda data: (data / "images" / "3.jpg").unlink(), "no picture for"),
@@ -237,6 +248,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda data: Image.fromarray(np.full((30, 40), 300, np.uint16)).save(data / "masks" / "3.png"),
         "3.png has a class above 254",
     ),
+    "a picture of 16 bits": (
+        lambda data: (
+            (data / "images" / "3.jpg").unlink(),
+            Image.fromarray(np.full((30, 40), 300, np.uint16)).save(data / "images" / "3.png"),
+        ),
+        "3.png has more than 8 bits a pixel",
+    ),
     "two pictures": (
         lambda data: shutil.copy(data / "images" / "3.jpg", data / "images" / "3.jpeg"),
         "3.jpg and 3.jpeg are two pictures",
@@ -246,15 +264,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "another size than its picture",
     ),
 }
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_files(made: Make, tmp_path: Path, damage: str) -> None:
-    data = Path(write_data(tmp_path, "segmentation", "files")[1])
-    spoil, words = DAMAGES[damage]
-    spoil(data)
-    project = made(**TASK, data="files")
-    refused(train_on(project, data, *small_options("segmentation")), str(data), words)
 
 
 VOC: dict[str, tuple[Damage, str]] = {
@@ -276,12 +285,17 @@ VOC: dict[str, tuple[Damage, str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", VOC)
-def test_bad_voc(made: Make, tmp_path: Path, damage: str) -> None:
-    data = Path(write_data(tmp_path, "segmentation", "voc2012")[1])
-    spoil, words = VOC[damage]
+DAMAGES = {("files", name): how for name, how in FILES.items()} | {
+    ("voc2012", n): how for n, how in VOC.items()
+}
+
+
+@pytest.mark.parametrize(("source", "damage"), DAMAGES)
+def test_bad_data(made: Make, tmp_path: Path, source: str, damage: str) -> None:
+    data = Path(write_data(tmp_path, "segmentation", source)[1])
+    spoil, words = DAMAGES[source, damage]
     spoil(data)
-    project = made(**TASK, data="voc2012")
+    project = made(**TASK, data=source)
     refused(train_on(project, data, *small_options("segmentation")), str(data), words)
 
 
