@@ -40,6 +40,15 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Exclusion:
+    """What a task is not offered with: an answer from each axis in `when`."""
+
+    when: dict[str, tuple[str, ...]]
+    because: str
+    choose: str
+
+
+@dataclass(frozen=True)
 class Task:
     name: str
     folder: Path
@@ -51,6 +60,8 @@ class Task:
     files: dict[str, str] = field(default_factory=dict)  # beside train.py, model.py and data.py: what each is
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
+    excludes: tuple[Exclusion, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)  # axis key -> its default beside this task
 
     @property
     def small_options(self) -> list[str]:
@@ -126,6 +137,13 @@ def read_source(row: dict[str, Any]) -> Source:
     )
 
 
+def read_exclusion(row: dict[str, Any]) -> Exclusion:
+    when = {
+        key: (values,) if isinstance(values, str) else tuple(values) for key, values in row["when"].items()
+    }
+    return Exclusion(when, row["because"], row["choose"])
+
+
 def read_task(folder: Path) -> Task:
     manifest = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))
     return Task(
@@ -139,6 +157,11 @@ def read_task(folder: Path) -> Task:
         files=manifest.get("files", {}),
         build=manifest.get("build", {}),
         small=manifest.get("small", {}),
+        excludes=tuple(map(read_exclusion, manifest.get("excludes", ()))),
+        defaults={
+            key: tuple(value) if BY_KEY[key].many else value
+            for key, value in manifest.get("defaults", {}).items()
+        },
     )
 
 

@@ -346,9 +346,9 @@ def doctor(as_json: JsonOption = False) -> None:
     from scaffold.rules import default, usable_hardware
 
     found = inspect()
-    hardware = usable_hardware(load_catalog(), found["hardware"])
-    chosen = {"hardware": hardware}
-    found["defaults"] = chosen | {key: default(key, chosen) for key in ("precision", "distributed")}
+    catalog = load_catalog()
+    chosen = {"hardware": usable_hardware(catalog, found["hardware"])}
+    found["defaults"] = chosen | {key: default(key, chosen, catalog) for key in ("precision", "distributed")}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

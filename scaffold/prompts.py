@@ -62,7 +62,7 @@ def answer_all(given: dict[str, Any], catalog: Catalog, machine: str) -> dict[st
         elif BY_KEY[key].many:
             answer = ask_many(BY_KEY[key], chosen, before, catalog, can_go_back)
         else:
-            wished = (before, default(key, chosen, machine))
+            wished = (before, default(key, chosen, catalog, machine))
             answer = ask_one(BY_KEY[key], chosen, wished, catalog, can_go_back)
         if isinstance(answer, Back):
             answers[key] = answer.draft
@@ -158,7 +158,7 @@ def ask_many(
     """Any number of values; those answered before and those that have to be there are ticked."""
     reasons = exclusions(axis, chosen, catalog)
     needed = required(axis.key, chosen, catalog)
-    ticked = default(axis.key, chosen) if before is None else before
+    ticked = default(axis.key, chosen, catalog) if before is None else before
     while True:
         question = questionary.checkbox(
             axis.question,

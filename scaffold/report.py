@@ -42,20 +42,29 @@ def choices(catalog: Catalog, keys: list[str]) -> Choices:
     rules = all_rules(catalog)
     return {
         BY_KEY[key].plural: {
-            value: Choice(text, tasks_with(catalog, key, value), exclusions(rules, key, value))
+            value: Choice(
+                text,
+                tasks_with(catalog, key, value),
+                exclusions(rules, key, value, tasks_with(catalog, key, value)),
+            )
             for value, text in catalog.values(key).items()
         }
         for key in keys
     }
 
 
-def exclusions(rules: tuple[Rule, ...], key: str, value: str) -> list[Exclusion]:
+def exclusions(rules: tuple[Rule, ...], key: str, value: str, tasks: list[str]) -> list[Exclusion]:
+    """`tasks` are those that alone offer the value: they need not be named."""
     if key == "task":  # a task excludes nothing by itself: its data and features do
         return []
     found = [rule for rule in rules if value in rule.when.get(key, ())]
     return [
         Exclusion(
-            {other: list(values) for other, values in rule.when.items() if other not in (key, "task")},
+            {
+                other: list(values)
+                for other, values in rule.when.items()
+                if other != key and (other != "task" or list(values) != tasks)
+            },
             rule.because,
             rule.choose,
         )

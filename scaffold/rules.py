@@ -108,8 +108,13 @@ DEFAULTS: tuple[tuple[str, Mapping[str, str], Any], ...] = (
 
 
 def task_rules(catalog: Catalog) -> Iterator[Rule]:
-    """The rows that follow from the manifests: data sources and features that need one another."""
+    """The rows that follow from the manifests: what tasks, their data sources and features exclude."""
     for task in catalog.tasks.values():
+        for item in task.excludes:
+            values = "-".join(value for found in item.when.values() for value in found)
+            yield Rule(
+                f"{task.name}-not-{values}", {"task": (task.name,), **item.when}, item.because, item.choose
+            )
         for name, source in task.sources.items():
             for feature in source.not_with:
                 yield Rule(
@@ -137,10 +142,12 @@ def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | N
     return next((rule for rule in all_rules(catalog) if rule.applies(answers)), None)
 
 
-def default(key: str, chosen: Mapping[str, Any], machine: str | None = None) -> Any:
+def default(key: str, chosen: Mapping[str, Any], catalog: Catalog, machine: str | None = None) -> Any:
     """The default of a question, given the answers so far and the hardware this machine has."""
     if key == "hardware" and machine:
         return machine
+    if (task := catalog.tasks.get(chosen.get("task", ""))) and key in task.defaults:
+        return task.defaults[key]
     return next(
         value
         for name, when, value in DEFAULTS
@@ -152,7 +159,7 @@ def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = N
     """Fill what was not given, check everything, put lists in catalog order."""
     values = dict(given)
     for axis in AXES:
-        values.setdefault(axis.key, default(axis.key, values, machine))
+        values.setdefault(axis.key, default(axis.key, values, catalog, machine))
     values.setdefault("name", values["task"])
     for axis in AXES:
         known = list(catalog.values(axis.key, values["task"]))

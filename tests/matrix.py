@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 from scaffold.answers import Answers
-from scaffold.catalog import Catalog
+from scaffold.catalog import Catalog, templates_folder
 
 
 def subsets(items: list[str]) -> list[tuple[str, ...]]:
@@ -23,6 +26,13 @@ def everything(catalog: Catalog) -> Iterator[Answers]:
             yield Answers("demo", task, *values)
 
 
+@cache
+def manifest(task: str) -> dict[str, Any]:
+    """What a task says of itself; those that are not ours exclude nothing here."""
+    file = templates_folder() / "tasks" / task / "task.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
     if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
@@ -30,6 +40,11 @@ def oracle(answers: Answers) -> bool:
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
+        return False
+    if any(
+        all(set(answers.chosen(key)) & set(values) for key, values in row["when"].items())
+        for row in manifest(answers.task).get("excludes", ())
+    ):
         return False
     regression = "regression" in answers.features
     return not (

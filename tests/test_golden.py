@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scaffold.answers import Answers
+from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.compare import changed_lines, difference
 from scaffold.plan import make_plan
@@ -60,8 +61,9 @@ def single_choices(task: str, catalog: Catalog) -> Iterator[tuple[str, Answers, 
         for value in catalog.values(key, task):
             name = f"{key}={value}"
             before = plain.changed(COMPANIONS.get(name, {}))
-            after = before.changed({key: (value,) if key in ("logger", "with") else value})
-            if before != after and oracle(after):
+            many = BY_KEY[key].many
+            after = before.changed({key: (*before.chosen(key), value) if many else value})
+            if value not in before.chosen(key) and oracle(after):
                 yield name, before, after
 
 

@@ -61,7 +61,7 @@ def apply(choose: str, answers: dict[str, tuple[str, ...]]) -> list[dict[str, tu
 def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> None:
     axes = list(rule.when)
     for values in itertools.product(*rule.when.values()):
-        answers = {axis.key: () if axis.many else (default(axis.key, {}),) for axis in AXES}
+        answers = {axis.key: () if axis.many else (default(axis.key, {}, catalog),) for axis in AXES}
         answers |= {key: (value,) for key, value in zip(axes, values, strict=True)}
         assert rule.applies(answers)
         for after in apply(rule.choose, answers):
