@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.errors import RequestError
 from scaffold.plan import make_plan
 from scaffold.project import with_manifest, write
 from scaffold.render import Renderer, Tree
@@ -87,6 +88,14 @@ def choose(**given: Any) -> Answers:
     if "features" in given:
         given["with"] = given.pop("features")
     return complete({"name": "demo", "hardware": "cpu"} | given, catalog())
+
+
+def is_offered(**given: Any) -> bool:
+    try:
+        choose(**given)
+    except RequestError:
+        return False
+    return True
 
 
 def tree_of(answers: Answers) -> Tree:

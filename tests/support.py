@@ -1,6 +1,8 @@
 """The pages of what was really trained, from the results that the heavy tests leave behind.
 
-SCAFFOLD_RESULTS=FOLDER pytest -m heavy tests/test_pairwise.py tests/test_support.py tests/test_quality.py
+export SCAFFOLD_RESULTS=FOLDER
+pytest -m "heavy or complete" tests/test_pairwise.py tests/test_support.py tests/test_quality.py
+pytest tests/gpu                    # where there is one
 python -m tests.support FOLDER      # puts them into docs/*.json and makes docs/support.md and docs/tasks.md
 """
 
@@ -22,6 +24,7 @@ from scaffold.catalog import Catalog, load_catalog
 from tests.matrix import oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
+MARKS = {"trained-gpu": "trained-GPU", "trained-cpu": "trained-CPU"}
 CORE = ("task", "hardware", "precision", "distributed")
 
 
@@ -50,7 +53,10 @@ def page(results: list[dict[str, Any]], catalog: Catalog) -> str:
 
 
 def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]:
-    ran = {tuple(result["answers"][key] for key in CORE) for result in results}
+    ran: dict[tuple[str, ...], set[str]] = {}
+    for result in results:
+        ran.setdefault(tuple(result["answers"][key] for key in CORE), set()).add(result["ran"])
+    devices = sorted({result["device"] for result in results if "device" in result})
     dates = sorted({result["date"] for result in results})
     torches = sorted({result["torch"] for result in results})
     yield "# Support"
@@ -58,7 +64,10 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield "Made from test results by `python -m tests.support`; nothing here claims more than was run."
     yield "*trained-CPU*: generated, trained for some steps, stopped, resumed, and its record checked, on"
     yield "processors: `gpu` projects with `--device cpu`, DDP and FSDP with two processes over gloo."
-    yield "*rendered-only*: generated, parsed, linted. No row was run on a GPU: no such machine was at hand."
+    if devices:
+        yield "*trained-GPU*: the same on the GPU, where DDP and FSDP are one process over NCCL; run on"
+        yield f"{', '.join(devices)}, with `tests/gpu`."
+    yield "*rendered-only*: generated, parsed, linted."
     yield ""
     yield f"Run on {', '.join(dates)} with PyTorch {', '.join(torches)}, Python 3.11, Linux."
     yield ""
@@ -66,7 +75,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield "| --- | --- | --- | --- | --- |"
     for answers in core_combinations(catalog):
         key = tuple(answers.to_dict()[axis] for axis in CORE)
-        result = "trained-CPU" if key in ran else "rendered-only"
+        result = ", ".join(mark for run, mark in MARKS.items() if run in ran.get(key, ())) or "rendered-only"
         yield f"| {' | '.join(f'`{value}`' for value in key)} | {result} |"
     yield ""
     yield "## The runs"
@@ -77,7 +86,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield ""
     yield "| task | data | hardware | precision | distributed | loggers | features |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    rows = [[show(result["answers"][axis]) for axis in BY_KEY] for result in results]
+    rows = {tuple(show(result["answers"][axis]) for axis in BY_KEY) for result in results}
     yield from (f"| {' | '.join(row)} |" for row in sorted(rows))
 
 
@@ -141,7 +150,7 @@ def merged(page: str, found: list[dict[str, Any]], same: tuple[str, ...]) -> lis
 def main() -> None:
     found = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).glob("*.json"))]
     catalog = load_catalog()
-    trained = merged("support", [result for result in found if "answers" in result], ("answers",))
+    trained = merged("support", [result for result in found if "answers" in result], ("answers", "ran"))
     (DOCS / "support.md").write_text(page(trained, catalog), encoding="utf-8")
     reached = merged("tasks", [result for result in found if "reached" in result], ("task", "with", "seed"))
     (DOCS / "tasks.md").write_text(tasks_page(reached, catalog), encoding="utf-8")

@@ -12,8 +12,10 @@ import pytest
 from tests.projects import catalog, drive, metric, python, render, run, values
 from tests.support import leave
 
-pytestmark = pytest.mark.heavy
-SEEDS = [0, 1, 2]
+SEEDS = [
+    pytest.param(0, marks=pytest.mark.heavy),
+    *(pytest.param(n, marks=pytest.mark.complete) for n in (1, 2)),
+]
 LIMIT = 360  # seconds, where another test runs beside it; on two processors alone it is to be half of that
 KINDS = [
     (task.name, features)

@@ -20,7 +20,7 @@ def label(answers: Answers) -> str:
     return "-".join(answers.to_dict()[key] for key in CORE)
 
 
-@pytest.mark.heavy
+@pytest.mark.complete
 @pytest.mark.parametrize("answers", COMBINATIONS, ids=label)
 def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
     given = answers.to_dict()
@@ -52,4 +52,15 @@ def test_a_run_that_is_missing_is_not_claimed() -> None:
     results = json.loads((DOCS / "support.json").read_text())
     core = [result["answers"][key] for result in results[:1] for key in CORE]
     others = [r for r in results if [r["answers"][key] for key in CORE] != core]
-    assert page(others, load_catalog()).count("rendered-only |") == 1
+    before, after = (page(found, load_catalog()).count("rendered-only |") for found in (results, others))
+    assert after == before + 1
+
+
+def test_where_it_ran_is_said() -> None:
+    results = json.loads((DOCS / "support.json").read_text())
+    on_gpu = results[0] | {"ran": "trained-gpu", "device": "a GPU"}
+    core = " | ".join(f"`{on_gpu['answers'][key]}`" for key in CORE)
+    processors = [result for result in results if result["ran"] == "trained-cpu"]
+    assert f"| {core} | trained-CPU |" in page(processors, load_catalog())
+    assert f"| {core} | trained-GPU, trained-CPU |" in page([*processors, on_gpu], load_catalog())
+    assert f"| {core} | trained-GPU |" in page([on_gpu], load_catalog())

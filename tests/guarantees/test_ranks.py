@@ -221,11 +221,54 @@ def test_09_control_the_interpreter_ends(tmp_path: Path) -> None:
     assert "terminate called without an active exception" in next(bad_ends(project, tmp_path, runs=60))
 
 
-@pytest.mark.heavy
-def test_09_control_the_group_outlives_the_run(tmp_path: Path) -> None:
-    project = render(tmp_path / "demo", task="tabular", distributed="ddp")
-    edit(project / "train.py", "    del ddp_model", "    pass")
-    assert next(bad_ends(project, tmp_path, runs=60))
+# how many threads a process has once its group is destroyed
+COUNT_THREADS = """
+import os
+import time
+from pathlib import Path
+import torch.distributed as dist
+
+destroy = dist.destroy_process_group
+
+def destroy_and_count():
+    destroy()
+    time.sleep(0.5)
+    Path(os.environ["THREADS"] + os.environ["RANK"]).write_text(str(len(os.listdir("/proc/self/task"))))
+
+dist.destroy_process_group = destroy_and_count
+"""
+
+
+def threads(project: Path, place: Path) -> int:
+    """The threads that two processes have at the end of a run, together."""
+    train_ranks(
+        project,
+        "--max-steps",
+        2,
+        "--output-dir",
+        place / "out",
+        first=COUNT_THREADS,
+        env={"THREADS": f"{place}/threads"},
+    )
+    return sum(int((place / f"threads{rank}").read_text()) for rank in range(2))
+
+
+FEW_THREADS = 8  # two or three of each process are not the group's; the group has four
+
+
+@pytest.mark.parametrize("features", [(), ("compile",)], ids=["eager", "compiled"])
+def test_09_the_group_ends_with_the_run(made: Make, tmp_path: Path, features: tuple[str, ...]) -> None:
+    """Under DDP no thread of the group is left that the interpreter's end could meet."""
+    assert threads(made(task="tabular", distributed="ddp", features=features), tmp_path) <= FEW_THREADS
+
+
+@pytest.mark.parametrize(
+    ("line", "features"), [("    del ddp_model", ()), ("    gc.collect()", ("compile",))], ids=["del", "gc"]
+)
+def test_09_control_the_group_outlives_the_run(tmp_path: Path, line: str, features: tuple[str, ...]) -> None:
+    project = render(tmp_path / "demo", task="tabular", distributed="ddp", features=features)
+    edit(project / "train.py", line, "    pass")
+    assert threads(project, tmp_path) > FEW_THREADS
 
 
 NO_HANG = 60  # seconds; each of these runs takes a few
