@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from scaffold.answers import Answers
+from scaffold.trial import rank_variables
 from tests import projects
 from tests.conftest import Make
 from tests.projects import Result, catalog, checkpoints, load, metrics, render, run, same_run, values
@@ -23,6 +24,8 @@ from tests.support import CORE, core_combinations, leave
 
 GPU = [answers for answers in core_combinations(catalog()) if answers.hardware == "gpu"]
 TASKS = list(catalog().tasks)
+START = "import runpy, sys\nsys.argv[0] = 'train.py'\n"
+GO = "\nrunpy.run_path('train.py', run_name='__main__')\n"
 
 
 def label(answers: Answers) -> str:
@@ -30,10 +33,15 @@ def label(answers: Answers) -> str:
 
 
 def train(project: Path, output_dir: Path, *options: object, first: str = "") -> Result:
-    """One process on the GPU, which torchrun's variables tell that it is the only one."""
+    """One process on the GPU, which torchrun's variables tell that it is the only one.
+
+    It is not forked, as on processors: what looked at a GPU cannot fork others that use it.
+    """
     distributed = "init_process_group" in (project / "train.py").read_text()
+    (env,) = rank_variables(int(distributed))
     words = ["--output-dir", output_dir, "--warmup-steps", 2, *options]
-    return projects.train_ranks(project, *words, ranks=int(distributed), timeout=200, first=first)[0]
+    command = projects.python("-c", f"{START}{first}{GO}", *words)
+    return run(project, command, timeout=300, env=env)
 
 
 def check_ran_on_the_gpu(output_dir: Path) -> None:
@@ -82,17 +90,18 @@ def test_01_resumes_to_the_same_bits(made: Make, tmp_path: Path, task: str, dist
     assert same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-# From the twelfth step on any wait for the GPU is an error, but for the steps that are logged. The bar moves
-# after each step and before its metrics are read.
+# From the twelfth step on any wait for the GPU is an error, but where the metrics of a logged step are read,
+# which is after the bar moved.
 NO_WAITING = """
 import torch
 import tqdm
 
-update = tqdm.tqdm.update
+update, steps = tqdm.tqdm.update, []
 
 def after_step(bar, number=1):
     update(bar, number)
-    torch.cuda.set_sync_debug_mode("error" if bar.n >= 12 and bar.n % 10 else "default")
+    steps.append(number)
+    torch.cuda.set_sync_debug_mode("error" if len(steps) >= 12 and len(steps) % 10 else "default")
 
 tqdm.tqdm.update = after_step
 """
