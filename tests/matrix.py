@@ -54,3 +54,17 @@ def oracle(answers: Answers) -> bool:
 
 def valid(catalog: Catalog) -> Iterator[Answers]:
     return (answers for answers in everything(catalog) if oracle(answers))
+
+
+def thinned(catalog: Catalog) -> Iterator[Answers]:
+    """Of these, on the sample data all with at most two features or with all of them, on other data with one.
+
+    Loggers are all of them or none but for projects with at most one feature, which have any one or two.
+    """
+    for answers in valid(catalog):
+        many = len(catalog.values("with", answers.task))
+        size = len(answers.features)
+        if size not in (many, many - 1) and size > (2 if answers.data == "sample" else 1):
+            continue
+        if len(answers.loggers) in (0, len(catalog.loggers)) or (size <= 1 and len(answers.loggers) <= 2):
+            yield answers

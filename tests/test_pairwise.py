@@ -1,5 +1,7 @@
 """Every two choices together in some project that is really trained, stopped and resumed.
 
+A source of data changes data.py alone: each is in some row, and its task meets every other choice.
+
 What was run is left for the support table (tests/support.py).
 """
 
@@ -85,55 +87,73 @@ def is_possible(chosen: tuple[str, ...]) -> bool:
     return True
 
 
-def pairs(row: Row) -> set[Pair]:
-    return set(itertools.combinations(sorted(row.items()), 2))
+def task_of(row: Row) -> str:
+    return row["source"].partition(" ")[0]
 
 
 def pairs_of(row: Row, axis: str) -> set[Pair]:
-    """The pairs of a row that change with one of its axes."""
-    mine = (axis, row[axis])
-    return {(mine, item) if mine < item else (item, mine) for item in row.items() if item[0] != axis}
+    """The pairs of a row that change with one of its axes; a source is paired with its task alone."""
+    task = ("task", task_of(row))
+    mine = task if axis == "source" else (axis, row[axis])
+    items = [task, *(item for item in row.items() if item[0] != "source")]
+    found = {(mine, item) if mine < item else (item, mine) for item in items if item[0] != mine[0]}
+    return found | {(("source", row["source"]), task)} if axis == "source" else found
+
+
+def pairs(row: Row) -> set[Pair]:
+    return set[Pair]().union(*(pairs_of(row, axis) for axis in row))
+
+
+def values_with(pair: Pair, axis: str) -> list[str]:
+    """What an axis can be in a row with this pair."""
+    fixed = dict(pair)
+    if axis in fixed:
+        return [fixed[axis]]
+    if axis == "source" and "task" in fixed:
+        return [source for source in axes()[axis] if source.split()[0] == fixed["task"]]
+    return axes()[axis]
 
 
 def rows_with(pair: Pair) -> Iterator[Row]:
     """Rows with this pair, and every value of the axes that exclude one another; the rest at its first."""
-    free = [axis for axis in ENTANGLED if axis not in dict(pair)]
-    for chosen in itertools.product(*(axes()[axis] for axis in free)):
-        row = (
-            {axis: found[0] for axis, found in axes().items()}
-            | dict(pair)
-            | dict(zip(free, chosen, strict=True))
-        )
-        if is_offered(row):
+    first = {axis: values_with(pair, axis)[0] for axis in axes()}
+    for chosen in itertools.product(*(values_with(pair, axis) for axis in ENTANGLED)):
+        row = first | dict(zip(ENTANGLED, chosen, strict=True))
+        if dict(pair).get("task", task_of(row)) == task_of(row) and is_offered(row):
             yield row
 
 
 @cache
 def all_pairs() -> frozenset[Pair]:
     """What can be together at all."""
-    items = sorted((axis, value) for axis, found in axes().items() for value in found)
-    candidates = [pair for pair in itertools.combinations(items, 2) if pair[0][0] != pair[1][0]]
+    tasks, others = list(load_catalog().tasks), axes().keys() - {"source"}
+    items = [("task", task) for task in tasks] + [(axis, value) for axis in others for value in axes()[axis]]
+    candidates = [pair for pair in itertools.combinations(sorted(items), 2) if pair[0][0] != pair[1][0]]
+    candidates += [(("source", source), ("task", source.partition(" ")[0])) for source in axes()["source"]]
     return frozenset(pair for pair in candidates if next(rows_with(pair), None))
 
 
 @cache
 def covering_array() -> list[Row]:
     """Greedy: start each row from a missing pair, then change it wherever that covers more pairs."""
-    rng, rows = random.Random(0), []
+    rng, rows = random.Random(0), list[Row]()
     missing = set(all_pairs())
     while missing:
         start = min(missing)
         grown = []
         for row in itertools.islice(rows_with(start), 8):
             for axis in rng.sample(list(axes()), len(axes())):
-                options = (
-                    [row | {axis: value} for value in axes()[axis]] if axis not in dict(start) else [row]
-                )
+                options = [row | {axis: value} for value in values_with(start, axis)]
                 offered = [option for option in options if is_offered(option)]
                 row = max(offered, key=lambda option: len(pairs_of(option, axis) & missing))
             grown.append(row)
         rows.append(max(grown, key=lambda row: len(pairs(row) & missing)))
         missing -= pairs(rows[-1])
+    for number, row in enumerate(rows):  # compiling takes longest: only where a pair needs it
+        others = set[Pair]().union(*(pairs(other) for other in rows[:number] + rows[number + 1 :]))
+        plain = row | {"compile": "off"}
+        if pairs(row) - pairs(plain) <= others:
+            rows[number] = plain
     return rows
 
 
@@ -149,7 +169,8 @@ def test_array_covers_all_pairs() -> None:
     assert covered >= all_pairs()
     assert (("hardware", "gpu"), ("precision", "tf32")) in covered
     assert (("hardware", "cpu"), ("precision", "tf32")) not in all_pairs()
-    assert len(covering_array()) <= len(axes()["source"]) * len(axes()["precision"])  # which all meet
+    assert {row["source"] for row in covering_array()} == set(axes()["source"])
+    assert len(covering_array()) <= 2 * len(load_catalog().tasks) * len(axes()["precision"])  # which all meet
 
 
 def check_record(project: Path, output_dir: Path, last: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_all_sources_are_tried() -> None:
     assert len(offered()) >= 6 + 6 + 3
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize(("task", "data", "regression"), offered())
 def test_trains(tmp_path: Path, task: str, data: str, regression: bool, ranks: int) -> None:
     project = render(
@@ -104,12 +105,15 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
     check_trained(project, project / "runs" / "demo")
 
 
-OWN = [(task, data, regression, (), "none") for task, data, regression in offered()]
-QUICK = {("tabular", "files"), ("tabular", "wine-quality")}
-HEAVY = [
-    (task, data, regression, ("tensorboard", "wandb"), distributed)
+OWN = [
+    (task, data, regression, (), "none")
     for task, data, regression in offered()
-    for distributed in ("none", "ddp")
+    if data in ("sample", "wine-quality")
+]
+QUICK = {("tabular", "sample"), ("tabular", "wine-quality")}
+HEAVY = [  # in turns
+    (*kind, ("tensorboard", "wandb"), distributed)
+    for kind, distributed in zip(offered(), itertools.cycle(["none", "ddp", "fsdp"]))
 ]
 
 

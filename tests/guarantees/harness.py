@@ -19,7 +19,6 @@ import torch
 
 from tests.projects import Result, edit, server, train_ranks, until
 
-TASKS = ["image-classification", "tabular"]
 RANKS = {"none": 0, "ddp": 2, "fsdp": 2}  # processes; 0 is one that is not told of any others
 everywhere = pytest.mark.parametrize("distributed", RANKS)
 over_ranks = pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
@@ -27,7 +26,7 @@ over_ranks = pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 mostly_alone = pytest.mark.parametrize(
     "distributed", ["none", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("ddp", "fsdp"))]
 )
-SLOW_IMAGES = [pytest.param("image-classification", marks=pytest.mark.heavy), "tabular"]
+TASKS = [pytest.param("image-classification", marks=pytest.mark.heavy), "tabular"]
 NUM_TRAIN = {"image-classification": 1437, "tabular": 455}
 SHORT = ["--batch-size", 16, "--epochs", 3, "--max-steps", 40, "--log-every", 4, "--checkpoint-every", 7]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Make
-from tests.guarantees.harness import RANKS, everywhere, killed, over_ranks
+from tests.guarantees.harness import RANKS, killed
 from tests.projects import (
     catalog,
     edit,
@@ -23,6 +23,9 @@ from tests.projects import (
 
 FEW = few_examples(29)
 every_task = pytest.mark.parametrize("task", catalog().tasks)
+none, fsdp = (pytest.param(name, marks=pytest.mark.heavy) for name in ("none", "fsdp"))
+everywhere = pytest.mark.parametrize("distributed", [none, "ddp", fsdp])
+over_ranks = pytest.mark.parametrize("distributed", ["ddp", fsdp])
 KILLED = """
 import os
 import signal
@@ -75,6 +78,7 @@ def test_06_every_task_over_ranks(made: Make, tmp_path: Path, task: str, distrib
     assert max(gap for row in gaps for gap in row.values()) < 1e-3
 
 
+@pytest.mark.heavy
 @every_task
 def test_06_control_every_task_over_ranks(made: Make, tmp_path: Path, task: str) -> None:
     """A process that evaluates the examples of another is seen in every task's metrics."""

@@ -53,7 +53,9 @@ def with_tensorboard(folder: Path, distributed: str) -> Path:
 
 
 @pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", ["log", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("init", "finish"))]
+)
 def test_12_a_failing_logger(
     whole: Path, tmp_path: Path, distributed: str, ranks: int, place: str, how: str
 ) -> None:

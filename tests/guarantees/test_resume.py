@@ -27,7 +27,6 @@ from tests.guarantees.harness import (
     RICH,
     SHARDED_OPTIONS,
     SHORT,
-    SLOW_IMAGES,
     TASKS,
     everywhere,
     first_ended,
@@ -120,7 +119,7 @@ def test_01_ranks_killed(
     assert same_run(whole(project, *SHORT, ranks=2), tmp_path)
 
 
-@pytest.mark.parametrize("task", SLOW_IMAGES)
+@pytest.mark.parametrize("task", TASKS)
 def test_01_rich_project_killed(made: Make, whole: Whole, tmp_path: Path, task: str) -> None:
     project = made(task=task, **RICH)
     options = [*SHORT, "--device", "cpu", "--grad-accum", 2, "--max-steps", 20]

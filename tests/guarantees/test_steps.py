@@ -17,7 +17,6 @@ from tests.guarantees.harness import (
     NOTES,
     NUM_TRAIN,
     RANKS,
-    SLOW_IMAGES,
     TASKS,
     closed_form,
     everywhere,
@@ -125,7 +124,7 @@ def unfused(project: Path) -> Path:
     return project
 
 
-@pytest.mark.parametrize("task", SLOW_IMAGES)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     ("distributed", "kind"),
     [
@@ -251,7 +250,7 @@ def test_17_max_steps_leaves_the_schedule_alone(
     check_schedule(tmp_path, total, 28)
 
 
-@pytest.mark.parametrize("task", SLOW_IMAGES)
+@pytest.mark.parametrize("task", TASKS)
 @everywhere
 def test_17_schedule_over_ranks_and_resumes(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     project = made(task=task, distributed=distributed, features=("grad-accum",))
