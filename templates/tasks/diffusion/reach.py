@@ -50,7 +50,7 @@ print(json.dumps({"metric": "val/loss", "best_at_most": bar, "last_at_most": bar
 
 generator = torch.Generator().manual_seed(0)
 x_t = torch.randn(500, *Images.shape, generator=generator)
-samples = ddim_sample(load_model(Path(sys.argv[1])), x_t, steps=50, eta=0.0, generator=generator)
+samples = ddim_sample(load_model(Path(sys.argv[1])), x_t, steps=25, eta=0.0, generator=generator)
 chances = classifier().predict_proba(samples.flatten(1).numpy())
 found = len(set(chances.argmax(axis=1).tolist()))
 print(json.dumps({"metric": "samples/classes", "reached": found, "at_least": 10}))
