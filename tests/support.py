@@ -102,7 +102,8 @@ def tasks_page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterato
     yield "# Tasks"
     yield ""
     yield "What the sample run of each task reaches at its defaults, on two processors: the metric after the"
-    yield "last epoch, mean and standard deviation over the seeds, and the bar that a test holds each run to."
+    yield "last epoch (what is no `val/` metric: of the best checkpoint), mean and standard deviation over"
+    yield "the seeds, and the bar that a test holds each run to."
     yield "Made from test results by `python -m tests.support`."
     for task in catalog.tasks.values():
         yield ""
@@ -114,16 +115,17 @@ def tasks_page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterato
         yield "| with | metric | seeds | reaches | bar | PyTorch | date |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
         own = [result for result in results if result["task"] == task.name]
-        for features in sorted({tuple(result["with"]) for result in own}):
-            runs = [result for result in own if tuple(result["with"]) == features]
+        for features, name in sorted({(tuple(result["with"]), result["metric"]) for result in own}):
+            runs = [run for run in own if (tuple(run["with"]), run["metric"]) == (features, name)]
             yield f"| {' | '.join(summary(runs))} |"
 
 
 def summary(runs: list[dict[str, Any]]) -> list[str]:
-    """A row of the page, of runs that differ in their seeds alone."""
+    """A row of the page, of runs that differ in their seeds alone; of one run, which may have none."""
     values = [run["reached"] for run in runs]
-    reached = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-    seeds = ", ".join(str(seed) for seed in sorted(run["seed"] for run in runs))
+    spread = f" ± {statistics.stdev(values):.4f}" if len(runs) > 1 else ""
+    reached = f"{statistics.mean(values):.4f}{spread}"
+    seeds = ", ".join(str(seed) for seed in sorted(run["seed"] for run in runs if "seed" in run))
     bar = ", ".join(f"{name.replace('_', ' ')} {bound:.4g}" for name, bound in runs[0]["bar"].items())
     versions, dates = ({run[key] for run in runs} for key in ("torch", "date"))
     features = ", ".join(f"`{name}`" for name in runs[0]["with"])
@@ -141,7 +143,7 @@ def merged(page: str, found: list[dict[str, Any]], same: tuple[str, ...]) -> lis
     """The results of a page, those that were found in the place of those of the same runs."""
     file = DOCS / f"{page}.json"
     before = json.loads(file.read_text()) if file.exists() else []
-    results = {json.dumps([result[key] for key in same]): result for result in before + found}
+    results = {json.dumps([result.get(key, "") for key in same]): result for result in before + found}
     after = [results[key] for key in sorted(results)]
     file.write_text(json.dumps(after, indent=1) + "\n")
     return after
@@ -152,7 +154,8 @@ def main() -> None:
     catalog = load_catalog()
     trained = merged("support", [result for result in found if "answers" in result], ("answers", "ran"))
     (DOCS / "support.md").write_text(page(trained, catalog), encoding="utf-8")
-    reached = merged("tasks", [result for result in found if "reached" in result], ("task", "with", "seed"))
+    same = ("task", "with", "seed", "metric")
+    reached = merged("tasks", [result for result in found if "reached" in result], same)
     (DOCS / "tasks.md").write_text(tasks_page(reached, catalog), encoding="utf-8")
 
 

@@ -31,6 +31,8 @@ def shortfalls(series: list[float], seconds: float, bar: dict[str, float]) -> li
         "last_at_least": series[-1],
         "best_at_most": min(series),
         "last_at_most": series[-1],
+        "at_least": series[-1],
+        "at_most": series[-1],
         "seconds_at_most": seconds,
     }
     sign = {name: 1 if name.endswith("least") else -1 for name in bar}
@@ -44,20 +46,28 @@ def test_sample_run(tmp_path: Path, task: str, features: tuple[str, ...], seed: 
     start = time.monotonic()
     run(project, python("train.py", "--seed", seed, "--output-dir", tmp_path / "out"), timeout=600)
     seconds = time.monotonic() - start
-    reach = json.loads(drive(project, (catalog().task(task).folder / "reach.py").read_text()))
-    name = reach.pop("metric")
-    assert name == metric(project)
-    series = list(values(tmp_path / "out", name).values())
-    assert shortfalls(series, seconds, {"seconds_at_most": LIMIT} | reach) == []
-    result = {"task": task, "with": features, "seed": seed, "metric": name, "reached": series[-1]}
-    leave(f"quality-{'-'.join([task, *features])}-{seed}", **result, bar=reach)
-    if told := re.search(r"sample run reaches ([\d.]+)", (project / "README.md").read_text()):
-        assert series[-1] == pytest.approx(float(told[1]), rel=0.02)
+    source = (catalog().task(task).folder / "reach.py").read_text()
+    measures = drive(project, source, tmp_path / "out").splitlines()
+    assert measures
+    for line in measures:
+        reach = json.loads(line)
+        name = reach.pop("metric")
+        if "reached" in reach:  # measured by reach.py itself, of what the run has saved
+            series = [reach.pop("reached")]
+        else:
+            series = list(values(tmp_path / "out", name).values())
+        assert shortfalls(series, seconds, {"seconds_at_most": LIMIT} | reach) == []
+        result = {"task": task, "with": features, "seed": seed, "metric": name, "reached": series[-1]}
+        leave(f"quality-{'-'.join([task, *features, *name.split('/')])}-{seed}", **result, bar=reach)
+        told = re.search(r"sample run reaches ([\d.]+)", (project / "README.md").read_text())
+        if told and name == metric(project):
+            assert series[-1] == pytest.approx(float(told[1]), rel=0.02)
 
 
 def test_a_bar_can_be_missed() -> None:
     series = [0.5, 0.9, 0.8]
     reached = {"best_at_least": 0.9, "last_at_least": 0.8, "best_at_most": 0.5, "seconds_at_most": 7}
     assert shortfalls(series, 7, reached) == []
-    missed = {"best_at_least": 0.91, "last_at_most": 0.79, "seconds_at_most": 6}
+    assert shortfalls([0.9], 7, {"at_least": 0.9, "at_most": 0.9}) == []
+    missed = {"best_at_least": 0.91, "last_at_most": 0.79, "at_least": 0.81, "seconds_at_most": 6}
     assert shortfalls(series, 7, missed) == list(missed)
