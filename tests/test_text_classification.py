@@ -200,7 +200,7 @@ FILES: dict[str, tuple[Damage, str]] = {
 AG_NEWS: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "train.csv is not there"),
     "no test": (lambda data: (data / "test.csv").unlink(), "test.csv is not there"),
-    "empty": (lambda data: (data / "test.csv").write_text(""), "is not a .csv file"),
+    "empty": (lambda data: (data / "test.csv").write_text(""), "is not of AG News"),
     "garbage": (lambda data: garbage(data / "train.csv"), "train.csv is not"),
     "a header": (
         lambda data: (data / "train.csv").write_text("class,title,description\n1,one,two\n"),
