@@ -30,11 +30,11 @@ def build_datasets() -> tuple["Texts", "Texts"]:
 
 
 PAD, UNKNOWN = 0, 1  # what stands behind a text, and for a word that is not in the vocabulary
-TOKEN = re.compile(r"[^\W_]+|\S")  # a word or a number, or any other mark by itself
+TOKEN = r"[^\W_]+|\S"  # a word or a number, or any other mark by itself
 
 
 def tokenize(text: str) -> list[str]:
-    return TOKEN.findall(text.lower())
+    return re.findall(TOKEN, text.lower())
 
 
 def build_sets(train: Examples, held_out: Examples) -> tuple["Texts", "Texts"]:
