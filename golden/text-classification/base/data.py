@@ -50,7 +50,7 @@ class Texts(Dataset):
     """Texts as numbers of words, from the shortest to the longest, handed out a batch at a time.
 
     tokens: (n, length), PAD after a text's end; as long as the longest of the batch, in eighths of
-    MAX_LENGTH, so that a compiled model sees few shapes. labels: (n), numbers of `classes`.
+    MAX_LENGTH, so that there are few shapes. labels: (n), numbers of `classes`.
     """
 
     def __init__(self, examples: Examples, classes: list[str], vocabulary: dict[str, int]) -> None:
