@@ -62,6 +62,7 @@ class Task:
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
     excludes: tuple[Exclusion, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)  # axis key -> its default beside this task
+    changes: dict[str, Any] = field(default_factory=dict)  # feature -> other facts and build
 
     @property
     def small_options(self) -> list[str]:
@@ -162,6 +163,7 @@ def read_task(folder: Path) -> Task:
             key: tuple(value) if BY_KEY[key].many else value
             for key, value in manifest.get("defaults", {}).items()
         },
+        changes=manifest.get("with", {}),
     )
 
 

@@ -30,6 +30,9 @@ def as_dict(names: list[str]) -> str:
 def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     task = catalog.task(answers.task)
     source = task.sources[answers.data]
+    task_facts, build = task.facts, task.build
+    for change in [task.changes[name] for name in answers.features if name in task.changes]:
+        task_facts, build = task_facts | change.get("facts", {}), build | change.get("build", {})
     loggers = [catalog.loggers[name] for name in answers.loggers]
     chosen = set(answers.features)
     ddp, fsdp = (answers.distributed == name for name in ("ddp", "fsdp"))
@@ -53,14 +56,14 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     build_args = {  # of build_datasets, in main and in the project's own test
         "args.data": "data" if source.option else "",
         "args.target": '"target"' if source.target else "",
-        **{f"args.{name}": f"{name}={value}" for name, value in task.build.items()},
+        **{f"args.{name}": f"{name}={value}" for name, value in build.items()},
     }
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
         "pictures": False,  # does each evaluation draw one?
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
-        "test_model_args": task.facts["model_args"],
-        **task.facts,
+        "test_model_args": task_facts["model_args"],
+        **task_facts,
         **{feature.replace("-", "_"): feature in chosen for feature in task.features},
         "name": answers.name,
         "task": task.name,

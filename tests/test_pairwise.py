@@ -43,8 +43,8 @@ ENTANGLED = (
     "distributed",
     "hardware",
     "precision",
-    "regression",
     "source",
+    *(feature for task in load_catalog().tasks.values() for feature in task.features),
 )  # the axes that exclude one another
 
 
