@@ -37,6 +37,7 @@ class Source:
     target: bool = False  # the user also names the column to predict
     only_with: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)  # that come with it alone, and what each is
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Task:
     facts: dict[str, Any]
     sources: dict[str, Source]
     features: dict[str, str]
+    facts_with: dict[str, dict[str, Any]] = field(default_factory=dict)  # feature -> what it changes in facts
     requires: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)  # beside train.py, model.py and data.py: what each is
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
@@ -133,6 +135,7 @@ def read_source(row: dict[str, Any]) -> Source:
         option=row.get("option", ""),
         default=row.get("default", ""),
         target=row.get("target", False),
+        files=row.get("files", {}),
         **lists,
     )
 
@@ -153,6 +156,7 @@ def read_task(folder: Path) -> Task:
         facts=manifest.get("facts", {}),
         sources={name: read_source(row) for name, row in manifest["data"].items()},
         features=manifest.get("features", {}),
+        facts_with=manifest.get("facts_with", {}),
         requires=tuple(manifest.get("requires", ())),
         files=manifest.get("files", {}),
         build=manifest.get("build", {}),
