@@ -44,6 +44,7 @@ WORDS = {
     r"deterministic|CUBLAS": ("with", "deterministic"),
     r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
     r"regression|mse_loss|rmse": ("with", "regression"),
+    r"lstm|bptt": ("with", "lstm"),
     r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
     r"wandb": ("logger", "wandb"),
     r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
