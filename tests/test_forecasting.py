@@ -1,4 +1,4 @@
-"""Forecasting: nothing of the future is known before, the metrics are the known ones, gradients are truncated."""
+"""Forecasting: the future is not known before, metrics are the known ones, gradients are truncated."""
 
 from __future__ import annotations
 
@@ -250,11 +250,15 @@ FILES: dict[str, tuple[Damage, str]] = {
     "no rows": (lambda path: path.write_text("time,value\n"), "has no rows"),
     "no times": (changed(lambda frame: frame.drop(columns="time")), "has no column time"),
     "no values": (changed(lambda frame: frame.drop(columns="value")), "has no column value"),
-    "no time": (put("time", "soon"), "line 5: 'soon' is no time"),
-    "an empty time": (put("time", ""), "line 5: '' is no time"),
-    "no number": (put("value", "much"), "line 5: 'much' is no value"),
-    "an empty value": (put("value", ""), "line 5: '' is no value"),
-    "an infinite value": (put("value", "inf"), "line 5: 'inf' is no value"),
+    "no time": (put("time", "soon"), "line 5: 'soon' is not a time"),
+    "times of another kind": (
+        changed(lambda frame: frame.assign(time="01/02/2024")),
+        "line 2: '01/02/2024' is not a time like",
+    ),
+    "an empty time": (put("time", ""), "line 5: '' is not a time"),
+    "no number": (put("value", "much"), "line 5: 'much' is not a number"),
+    "an empty value": (put("value", ""), "line 5: '' is not a number"),
+    "an infinite value": (put("value", "inf"), "line 5: 'inf' is not a number"),
     "a gap": (changed(lambda frame: frame.drop(index=20)), "series one is not evenly spaced, see 2021-10-01"),
     "a time twice": (put("time", "2020-03-01"), "series one has two values at 2020-03-01"),
     "too short": (changed(lambda frame: frame[:30]), "series one has 24 values to train on and 6 held out"),
