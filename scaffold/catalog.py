@@ -37,6 +37,7 @@ class Source:
     target: bool = False  # the user also names the column to predict
     only_with: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)  # that come with it alone, and what each is
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Task:
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
     excludes: tuple[Exclusion, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)  # axis key -> its default beside this task
-    changes: dict[str, Any] = field(default_factory=dict)  # feature -> other facts and build
+    changes: dict[str, Any] = field(
+        default_factory=dict
+    )  # feature -> other facts and build; a test's words of it
 
     @property
     def small_options(self) -> list[str]:
@@ -134,6 +137,7 @@ def read_source(row: dict[str, Any]) -> Source:
         option=row.get("option", ""),
         default=row.get("default", ""),
         target=row.get("target", False),
+        files=row.get("files", {}),
         **lists,
     )
 

@@ -53,6 +53,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
     requires = [*REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
+    task_files = task.files | source.files
     build_args = {  # of build_datasets, in main and in the project's own test
         "args.data": "data" if source.option else "",
         "args.target": '"target"' if source.target else "",
@@ -98,12 +99,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
-        "extra_files": task.files,
+        "extra_files": task_files,
         "test_options": task.small_options,
         "test_build_args": ", ".join(value for value in build_args.values() if value),
         "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
     }
-    files = {name: f"tasks/{task.name}/{name}.jinja" for name in (*FILES, *task.files)}
+    files = {name: f"tasks/{task.name}/{name}.jinja" for name in (*FILES, *task_files)}
     files |= {name: f"project/{name.removeprefix('.')}.jinja" for name in SHARED}
     if loggers:
         files["loggers.py"] = "project/loggers.py.jinja"

@@ -46,12 +46,14 @@ WORDS = {
     r"\bcompile": ("with", "compile"),
     r"deterministic|CUBLAS": ("with", "deterministic"),
     r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
-    r"regression|target_mean|target_std": ("with", "regression"),
-    r"hr_at_10|ndcg|negatives": ("with", "implicit"),
-    r"NeuMF": ("with", "neural"),
     r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
     r"wandb": ("logger", "wandb"),
     r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
+} | {  # those of the tasks' own features
+    change["words"]: ("with", name)
+    for task in load_catalog().tasks.values()
+    for name, change in task.changes.items()
+    if "words" in change
 }
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
 BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
