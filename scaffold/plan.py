@@ -39,7 +39,11 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
     torchrun = f"torchrun --standalone --nproc-per-node {processes} train.py"
-    parts = ["model", "optimizer", *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
+    networks = task.facts.get("networks", ["model"])  # the first is what is evaluated and averaged
+    one_network = len(networks) == 1
+    nets = [f"ddp_{network}" for network in networks] if ddp else networks
+    optimizers = ["optimizer"] if one_network else [f"{network}_optimizer" for network in networks]
+    parts = [*networks, *optimizers, *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
     counters = [
         "step",
         "best",
@@ -85,8 +89,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "compiled": "compile" in chosen,
         "deterministic": "deterministic" in chosen,
         "async_checkpoint": "async-checkpoint" in chosen,
-        "net": "ddp_model" if ddp else "model",  # what forward is called on in training
-        "eval_net": "ema" if ema else "model",
+        "networks": networks,
+        "one_network": one_network,
+        "nets": nets,  # what forward is called on in training
+        "optimizers": optimizers,  # one of each network, in the same order
+        "net": nets[0],
+        "eval_net": "ema" if ema else networks[0],
         "on_main": "rank == 0" if distributed else "",
         "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
         "launch": torchrun if distributed else "python train.py",
