@@ -44,6 +44,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     nets = [f"ddp_{network}" for network in networks] if ddp else networks
     optimizers = ["optimizer"] if one_network else [f"{network}_optimizer" for network in networks]
     parts = [*networks, *optimizers, *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
+    parts += task.facts.get("saved", [])  # what else of the task a checkpoint holds
     counters = [
         "step",
         "best",
@@ -62,6 +63,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
         "pictures": False,  # does each evaluation draw one?
+        "data_file": "the data, and the order in which they are drawn",
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task.facts["model_args"],
         **task.facts,
