@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,12 @@ class Plan:
 def as_dict(names: list[str]) -> str:
     """The source of a dict display of variables under their own names."""
     return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
+
+
+def as_list(words: list[str]) -> str:
+    """The source of a list of words, in one line."""
+    text = json.dumps(words)
+    return text if len(text) < 90 else f'"{" ".join(words)}".split()'
 
 
 def make_plan(answers: Answers, catalog: Catalog) -> Plan:
@@ -106,7 +113,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "requires": sorted(set(requires), key=str.lower),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
         "extra_files": task.files,
-        "test_options": task.small_options,
+        "test_options": as_list(task.small_options) if task.small else "",
         "test_build_args": ", ".join(value for value in build_args.values() if value),
         "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
     }

@@ -91,7 +91,7 @@ def test_05_every_task_with_one_example(made: Make, tmp_path: Path, task: str, d
     found = []
     for ranks in (0, 2):
         project = made(task=task, distributed=distributed if ranks else "none")
-        options = ["--batch-size", 2 // (ranks or 1), "--epochs", 1, *small_options(task), "--lr", 0]
+        options = ["--batch-size", 2 // (ranks or 1), "--epochs", 1, *catalog().task(task).one_example, "--lr", 0]
         place = tmp_path / str(ranks)
         train_ranks(project, *options, "--output-dir", place, ranks=ranks, first=few_examples(1))
         found.append([row[metric(project)] for row in metrics(place)])
