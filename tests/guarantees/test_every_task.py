@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scaffold.rules import why_not
 from tests.conftest import Make
-from tests.guarantees.harness import RANKS, everywhere, killed, over_ranks
+from tests.guarantees.harness import RANKS, killed
 from tests.projects import (
     catalog,
     edit,
@@ -23,6 +24,14 @@ from tests.projects import (
 
 FEW = few_examples(29)
 every_task = pytest.mark.parametrize("task", catalog().tasks)
+OFFERED = [
+    (task, distributed)
+    for distributed in RANKS
+    for task in catalog().tasks
+    if not why_not("distributed", distributed, {"task": task}, catalog())
+]
+everywhere = pytest.mark.parametrize(("task", "distributed"), OFFERED)
+over_ranks = pytest.mark.parametrize(("task", "distributed"), [row for row in OFFERED if RANKS[row[1]]])
 KILLED = """
 import os
 import signal
@@ -45,7 +54,6 @@ def given(task: str, output_dir: Path, batch_size: int) -> list[object]:
     return [*short, *small_options(task), "--output-dir", output_dir]
 
 
-@every_task
 @everywhere
 def test_01_every_task_resumes(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     project, ranks = made(task=task, distributed=distributed), RANKS[distributed]
@@ -67,7 +75,6 @@ def one_and_two(one: Path, two: Path, task: str, place: Path) -> list[dict[str, 
     return [{key: abs(a[key] - b[key]) / (abs(a[key]) or 1) for key in a} for a, b in zip(*rows, strict=True)]
 
 
-@every_task
 @over_ranks
 def test_06_every_task_over_ranks(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     """Losses and metrics of training and evaluation."""
@@ -84,7 +91,6 @@ def test_06_control_every_task_over_ranks(made: Make, tmp_path: Path, task: str)
     assert max(row.get(metric(project), 0) for row in gaps) > 1e-3
 
 
-@every_task
 @over_ranks
 def test_05_every_task_with_one_example(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     """One process has nothing to evaluate, and the metrics are those of the only example."""
