@@ -41,9 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
-    parser.add_argument("--epochs", type=within(1), default=30, help="rollouts to learn from")
+    parser.add_argument("--epochs", type=within(1), default=40, help="rollouts to learn from")
     parser.add_argument("--max-steps", type=within(1), help="stop after this many optimizer steps")
-    parser.add_argument("--batch-size", type=within(1), default=256, help="examples per process and pass")
+    parser.add_argument("--batch-size", type=within(1), default=128, help="examples per process and pass")
     parser.add_argument("--lr", type=within(0.0), default=1e-3, help="learning rate at its peak")
     parser.add_argument("--warmup-steps", type=within(0), default=0, help="steps until the peak")
     parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of weights and order")
@@ -52,10 +52,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
     parser.add_argument("--clip-grad", type=within(0.0), default=0.5, help="largest gradient norm")
-    parser.add_argument("--num-envs", type=within(1), default=16, help="environments")
+    parser.add_argument("--num-envs", type=within(1), default=8, help="environments")
     parser.add_argument("--num-steps", type=within(1), default=128, help="of each of them in an epoch")
-    parser.add_argument("--update-epochs", type=within(1), default=4, help="passes over each rollout")
-    parser.add_argument("--gamma", type=within(0.0, 1.0), default=0.99, help="discount of rewards, a step")
+    parser.add_argument("--update-epochs", type=within(1), default=10, help="passes over each rollout")
+    parser.add_argument("--gamma", type=within(0.0, 1.0), default=0.98, help="discount of rewards, a step")
     parser.add_argument("--gae-lambda", type=within(0.0, 1.0), default=0.95, help="of advantage estimation")
     parser.add_argument("--clip", type=within(0.0), default=0.2, help="limit of a probability's change")
     parser.add_argument("--entropy-coef", type=within(0.0), default=0.0, help="weight of the entropy bonus")
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
 
     env = rollouts.envs[0].env
     model = ActorCritic(env.observation_space, env.action_space, args.width).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     parts = {"model": model, "optimizer": optimizer, "rollouts": rollouts}
     newest = newest_checkpoint(checkpoints) if args.resume else None
     saved = load_checkpoint(newest, parts) if newest else {}
