@@ -61,6 +61,7 @@ class Task:
     files: dict[str, str] = field(default_factory=dict)  # beside train.py, model.py and data.py: what each is
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
+    one: dict[str, Any] = field(default_factory=dict)  # and that leave one example, where no set is cut short
     excludes: tuple[Exclusion, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)  # axis key -> its default beside this task
     changes: dict[str, Any] = field(
@@ -69,7 +70,15 @@ class Task:
 
     @property
     def small_options(self) -> list[str]:
-        return [word for name, value in self.small.items() for word in (f"--{name}", str(value))]
+        return as_options(self.small)
+
+    @property
+    def one_example(self) -> list[str]:
+        return as_options(self.small | self.one)
+
+
+def as_options(values: dict[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,7 @@ def read_task(folder: Path) -> Task:
         files=manifest.get("files", {}),
         build=manifest.get("build", {}),
         small=manifest.get("small", {}),
+        one=manifest.get("one", {}),
         excludes=tuple(map(read_exclusion, manifest.get("excludes", ()))),
         defaults={
             key: tuple(value) if BY_KEY[key].many else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ def as_dict(names: list[str]) -> str:
     return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
 
 
+def as_list(words: list[str]) -> str:
+    """The source of a list of words, in one line."""
+    text = json.dumps(words)
+    return text if len(text) < 90 else f'"{" ".join(words)}".split()'
+
+
 def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     task = catalog.task(answers.task)
     source = task.sources[answers.data]
@@ -42,7 +49,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
     torchrun = f"torchrun --standalone --nproc-per-node {processes} train.py"
-    parts = ["model", "optimizer", *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
+    networks = task_facts.get("networks", ["model"])  # the first is what is evaluated and averaged
+    one_network = len(networks) == 1
+    nets = [f"ddp_{network}" for network in networks] if ddp else networks
+    optimizers = ["optimizer"] if one_network else [f"{network}_optimizer" for network in networks]
+    parts = [*networks, *optimizers, *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
+    parts += task_facts.get("saved", [])  # what else of the task a checkpoint holds
     counters = [
         "step",
         "best",
@@ -62,6 +74,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
         "pictures": False,  # does each evaluation draw one?
+        "data_file": "the data, and the order in which they are drawn",
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task_facts["model_args"],
         **task_facts,
@@ -89,8 +102,12 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "compiled": "compile" in chosen,
         "deterministic": "deterministic" in chosen,
         "async_checkpoint": "async-checkpoint" in chosen,
-        "net": "ddp_model" if ddp else "model",  # what forward is called on in training
-        "eval_net": "ema" if ema else "model",
+        "networks": networks,
+        "one_network": one_network,
+        "nets": nets,  # what forward is called on in training
+        "optimizers": optimizers,  # one of each network, in the same order
+        "net": nets[0],
+        "eval_net": "ema" if ema else networks[0],
         "on_main": "rank == 0" if distributed else "",
         "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
         "launch": torchrun if distributed else "python train.py",
@@ -100,7 +117,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "requires": sorted(set(requires), key=str.lower),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
         "extra_files": task_files,
-        "test_options": task.small_options,
+        "test_options": as_list(task.small_options) if task.small else "",
         "test_build_args": ", ".join(value for value in build_args.values() if value),
         "test_env": {k: v for logger in loggers for k, v in logger.test_env.items()},
     }

@@ -399,7 +399,7 @@ def table(regression: bool = False, rows: int = 60) -> pd.DataFrame:
 
 def write_data(folder: Path, task: str, data: str, regression: bool = False) -> list[str]:
     """The small set that a project's own tests write for its source of data; the options that name it."""
-    if data == "sample":
+    if not catalog().task(task).sources[data].option:
         return []
     plan = make_plan(choose(task=task, data=data, features=("regression",) if regression else ()), catalog())
     macro = f'#: import "tasks/{task}/small_data.py.jinja" as small with context\n'

@@ -227,7 +227,8 @@ def examine(projects: Iterable[Answers]) -> Findings:
                 defined, used = options_by_line(text)
                 if defined != used:
                     found.problems.append(f"{answers}: options {defined ^ used}")
-                sizes = set(catalog.task(answers.task).small)  # of a model, which are counted apart
+                # sizes of a model are counted apart
+                sizes = {name.replace("-", "_") for name in catalog.task(answers.task).small}
                 if len(defined - sizes) > 20:
                     found.problems.append(f"{answers}: {len(defined)} options")
     return found

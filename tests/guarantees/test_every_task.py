@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scaffold.rules import why_not
 from tests.conftest import Make
 from tests.guarantees.harness import RANKS, killed
 from tests.projects import (
@@ -23,9 +24,16 @@ from tests.projects import (
 
 FEW = few_examples(29)
 every_task = pytest.mark.parametrize("task", catalog().tasks)
-none, fsdp = (pytest.param(name, marks=pytest.mark.heavy) for name in ("none", "fsdp"))
-everywhere = pytest.mark.parametrize("distributed", [none, "ddp", fsdp])
-over_ranks = pytest.mark.parametrize("distributed", ["ddp", fsdp])
+OFFERED = [
+    pytest.param(task, distributed, marks=() if distributed == "ddp" else pytest.mark.heavy)
+    for distributed in RANKS
+    for task in catalog().tasks
+    if not why_not("distributed", distributed, {"task": task}, catalog())
+]
+everywhere = pytest.mark.parametrize(("task", "distributed"), OFFERED)
+over_ranks = pytest.mark.parametrize(
+    ("task", "distributed"), [row for row in OFFERED if RANKS[str(row.values[1])]]
+)
 KILLED = """
 import os
 import signal
@@ -48,7 +56,6 @@ def given(task: str, output_dir: Path, batch_size: int) -> list[object]:
     return [*short, *small_options(task), "--output-dir", output_dir]
 
 
-@every_task
 @everywhere
 def test_01_every_task_resumes(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     project, ranks = made(task=task, distributed=distributed), RANKS[distributed]
@@ -70,7 +77,6 @@ def one_and_two(one: Path, two: Path, task: str, place: Path) -> list[dict[str, 
     return [{key: abs(a[key] - b[key]) / (abs(a[key]) or 1) for key in a} for a, b in zip(*rows, strict=True)]
 
 
-@every_task
 @over_ranks
 def test_06_every_task_over_ranks(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     """Losses and metrics of training and evaluation."""
@@ -88,14 +94,21 @@ def test_06_control_every_task_over_ranks(made: Make, tmp_path: Path, task: str)
     assert max(row.get(metric(project), 0) for row in gaps) > 1e-3
 
 
-@every_task
 @over_ranks
 def test_05_every_task_with_one_example(made: Make, tmp_path: Path, task: str, distributed: str) -> None:
     """One process has nothing to evaluate, and the metrics are those of the only example."""
     found = []
     for ranks in (0, 2):
         project = made(task=task, distributed=distributed if ranks else "none")
-        options = ["--batch-size", 2 // (ranks or 1), "--epochs", 1, *small_options(task), "--lr", 0]
+        options = [
+            "--batch-size",
+            2 // (ranks or 1),
+            "--epochs",
+            1,
+            *catalog().task(task).one_example,
+            "--lr",
+            0,
+        ]
         place = tmp_path / str(ranks)
         train_ranks(project, *options, "--output-dir", place, ranks=ranks, first=few_examples(1))
         found.append([row[metric(project)] for row in metrics(place)])
