@@ -58,6 +58,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     facts = {
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
         "pictures": False,  # does each evaluation draw one?
+        "falls": 10,  # by what factor the loss of one batch must fall in the project's own test
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task.facts["model_args"],
         **task.facts,
