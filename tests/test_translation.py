@@ -173,7 +173,16 @@ def test_control_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize("distributed", ["ddp", pytest.param("fsdp", marks=pytest.mark.heavy)])
 def test_two_processes_have_the_same_metrics(made: Make, tmp_path: Path, distributed: str) -> None:
     """Also where one has nothing to translate in its last batch."""
-    options = [*write_data(tmp_path, "translation", "files"), *SMALL, "--epochs", 8, "--lr", 0.01]
+    options = [
+        *write_data(tmp_path, "translation", "files"),
+        *SMALL,
+        "--epochs",
+        8,
+        "--lr",
+        0.01,
+        "--warmup-steps",
+        0,
+    ]
     rows = []
     for ranks in (0, 2):
         project = made(**TASK, data="files", distributed=distributed if ranks else "none")
@@ -204,7 +213,9 @@ def test_translates_with_the_best_model(made: Make, tmp_path: Path) -> None:
     """Lines of the command line and of standard input; a beam of one is what evaluation does."""
     project = made(**TASK, data="files")
     options = [*write_data(tmp_path, "translation", "files"), *SMALL, "--batch-size", 8]
-    train(project, *options, "--epochs", 8, "--lr", 0.01, "--output-dir", tmp_path / "out")
+    train(
+        project, *options, "--epochs", 8, "--lr", 0.01, "--warmup-steps", 0, "--output-dir", tmp_path / "out"
+    )
     lines = ["two three", "one"]
     expected = drive(project, GREEDY, tmp_path / "out" / "checkpoints" / "best.pt", *lines)
     command = python("translate.py", "--run", tmp_path / "out", "--beam", 1)
