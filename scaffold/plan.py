@@ -75,6 +75,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "blocks": "",  # what FSDP gathers one at a time, where the task names it
         "pictures": False,  # does each evaluation draw one?
         "data_file": "the data, and the order in which they are drawn",
+        "falls": 10,  # by what factor the loss of one batch must fall in the project's own test
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task_facts["model_args"],
         **task_facts,

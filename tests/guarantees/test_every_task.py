@@ -87,11 +87,14 @@ def test_06_every_task_over_ranks(made: Make, tmp_path: Path, task: str, distrib
 @pytest.mark.heavy
 @every_task
 def test_06_control_every_task_over_ranks(made: Make, tmp_path: Path, task: str) -> None:
-    """A process that evaluates the examples of another is seen in every task's metrics."""
+    """A process that evaluates the examples of another is seen in every task's metrics.
+
+    Not always in the one it is judged by: after ten steps no translation may be right on either side.
+    """
     project = render(tmp_path / "demo", task=task, distributed="ddp")
     edit(project / "data.py", "np.arange(rank, num_examples", "np.arange(0, num_examples")
     gaps = one_and_two(made(task=task), project, task, tmp_path)
-    assert max(row.get(metric(project), 0) for row in gaps) > 1e-3
+    assert max(gap for row in gaps for key, gap in row.items() if key.startswith("val/")) > 1e-3
 
 
 @over_ranks

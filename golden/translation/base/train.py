@@ -1,0 +1,187 @@
+"""Train a Transformer to translate dates, from how people write them to ISO 8601.
+
+Launch: python train.py
+"""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from attention_map import draw_attention
+from checkpoint import check_parameters, load_checkpoint, newest_checkpoint, save_checkpoint
+from data import PAD, build_datasets, decode, ordered_batches, shuffled_batches
+from model import Transformer
+from record import check_finite, open_metrics, write_metrics, write_run
+from search import greedy
+
+PROJECT = "translation"
+SMOOTHING = 0.1  # the share of each target that goes to all tokens alike (Szegedy et al., 2016)
+
+
+def within(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number of the kind of `low`, from `low` to `high`."""
+
+    def number(text: str) -> float:
+        if not low <= (value := type(low)(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return number
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
+    parser.add_argument("--epochs", type=within(1), default=5, help="passes over the training set")
+    parser.add_argument("--max-steps", type=within(1), help="stop after this many optimizer steps")
+    parser.add_argument("--batch-size", type=within(1), default=64, help="examples per process and pass")
+    parser.add_argument("--lr", type=within(0.0), default=3e-3, help="learning rate at its peak")
+    parser.add_argument("--warmup-steps", type=within(0), default=100, help="steps until the peak")
+    parser.add_argument("--weight-decay", type=within(0.0), default=0.01, help="AdamW's")
+    parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of weights and order")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute")
+    parser.add_argument("--workers", type=within(0), default=0, help="processes that load data; 0 for none")
+    parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
+    parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
+    parser.add_argument("--heads", type=within(1), default=2, help="attention heads, of 32 channels each")
+    parser.add_argument("--depth", type=within(1), default=2, help="blocks of encoder and decoder")
+    parser.add_argument("--dropout", type=within(0.0, 1.0), default=0.0, help="of what each layer adds")
+    return parser.parse_args(argv)
+
+
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero. A function of the step alone: no state to save."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def count_targets(batch: list[torch.Tensor]) -> torch.Tensor:
+    return (batch[2] != PAD).sum()
+
+
+def compute_loss(
+    model: nn.Module, batch: list[torch.Tensor], device: torch.device, smoothing: float = SMOOTHING
+) -> torch.Tensor:
+    """A sum, to be divided by all targets of an optimizer step: each of them then has the same weight."""
+    source, tokens, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
+    logits, targets = model(source, tokens).flatten(0, 1), targets.flatten()
+    return F.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=smoothing, reduction="sum")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, picture: Path) -> dict[str, float]:
+    model.eval()
+    loss = count = exact = total = 0
+    for batch in loader:
+        loss += compute_loss(model, batch, device, smoothing=0.0).item()
+        output = greedy(model, batch[0].to(device), loader.dataset.longest)
+        count += count_targets(batch).item()
+        found, wanted = ([decode(row) for row in rows.tolist()] for rows in (output, batch[2]))
+        exact += sum(one == other for one, other in zip(found, wanted))
+        total += len(wanted)
+    draw_attention(model, loader.dataset[np.arange(1)], device, picture)
+    model.train()
+    return {"val/loss": loss / count, "val/exact_match": exact / total}
+
+
+def main(args: argparse.Namespace) -> int:
+    checkpoints = args.output_dir / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot write to {args.output_dir}: {error.strerror}")
+    if any(checkpoints.iterdir()) and not args.resume:
+        sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end loaders
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+
+    train_set, val_set = build_datasets()
+    global_batch = args.batch_size  # examples per optimizer step
+    epoch_ends = {math.ceil(epoch * len(train_set) / global_batch) for epoch in range(1, args.epochs + 1)}
+    total_steps = max(epoch_ends)
+    last_step = min(total_steps, args.max_steps or total_steps)
+
+    model = Transformer(train_set.vocab_size, args.heads, args.depth, args.dropout).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    parts = {"model": model, "optimizer": optimizer}
+    newest = newest_checkpoint(checkpoints) if args.resume else None
+    saved = load_checkpoint(newest, parts) if newest else {}
+    step, best = saved.get("step", 0), saved.get("best", -math.inf)
+
+    order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
+    loader = partial(
+        DataLoader,
+        batch_size=None,  # the sets hand out whole batches
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        generator=torch.Generator(),  # what loaders draw is not taken from the model's draws
+    )
+    # without workers a loader would only add to each step
+    batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
+    val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
+    metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
+    write_run(args.output_dir / "run.json", vars(args), device)
+    progress = tqdm(total=last_step, initial=step, disable=None)
+
+    stopping = False
+    model.train()
+    while step < last_step:
+        # makes dropout, and all else that is random in the model, a function of the step
+        torch.default_generator.manual_seed(hash((args.seed, step)))
+        lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        batch = next(batches)
+        num_targets = count_targets(batch).clamp(min=1)
+        loss = compute_loss(model, batch, device) / num_targets
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        progress.update()
+
+        metrics = {}
+        if step < 10 or step % args.log_every == 0:  # the first steps are where runs go wrong
+            metrics |= {"train/loss": loss.item(), "train/lr": lr}
+        if step in epoch_ends:
+            metrics |= evaluate(model, val_loader, device, args.output_dir / "pictures" / f"{step:08d}.png")
+        check_finite(metrics, step)
+        improved = metrics.get("val/exact_match", best) > best
+        if improved:
+            best = metrics["val/exact_match"]
+        if metrics:
+            write_metrics(metrics_file, step, metrics)
+
+        stopping = stop.is_set()
+        finished = step == last_step
+        counters = {"step": step, "best": best}
+        if improved or stopping or finished or step % args.checkpoint_every == 0:
+            check_parameters(model, step)
+            save_checkpoint(checkpoints, parts, counters, best=improved)
+        if stopping:
+            break
+
+    progress.close()
+    return 128 + signal.SIGTERM if stopping else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))
