@@ -185,8 +185,7 @@ def test_lstm_resumes(made: Make, tmp_path: Path, distributed: str, ranks: int) 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("distributed", ["none", "ddp", "fsdp"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("features", [(), ("lstm",)])
+@pytest.mark.parametrize(("features", "precision"), [((), "bf16"), ((), "fp16"), (("lstm",), "bf16")])
 def test_16_bits(tmp_path: Path, features: tuple[str, ...], precision: str, distributed: str) -> None:
     """The last batches of an evaluation are empty for one of two processes."""
     project = render(
