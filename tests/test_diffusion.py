@@ -217,6 +217,6 @@ print([path.name for part in sets for path in part.paths], tuple(sets[0][np.aran
     assert found == "['2.PNG', '3.jpg', '1.png'] (2, 3, 64, 64)\n"
 
 
-@pytest.mark.parametrize("options", [("--width", 1), ("--levels", 1), ("--levels", 6)])
+@pytest.mark.parametrize("options", [("--width", 0), ("--levels", 1), ("--levels", 5)])
 def test_bad_sizes(made: Make, tmp_path: Path, options: tuple[object, ...]) -> None:
     refused(train(made(**TASK), *options, "--output-dir", tmp_path, check=False), str(options[0]))

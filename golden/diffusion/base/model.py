@@ -11,10 +11,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-def time_embedding(t: torch.Tensor, channels: int) -> torch.Tensor:
-    """Sines and cosines of the time step (Vaswani et al., 2017); (batch) to (batch, channels)."""
-    frequencies = 10_000 ** (-torch.arange(channels // 2, device=t.device) / (channels // 2))
-    angles = torch.outer(t, frequencies)
+def time_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines of the time step (Vaswani et al., 2017); (batch) to (batch, 2 x width)."""
+    angles = torch.outer(t, 10_000 ** (-torch.arange(width, device=t.device) / width))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -68,8 +67,9 @@ class UNet(nn.Module):
     def __init__(self, channels: int, width: int, levels: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels)]  # at each level half the size
-        self.width, time = width, 4 * width
-        self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        time = 4 * width  # channels of what every block is told
+        self.width = width
+        self.time = nn.Sequential(nn.Linear(2 * width, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(Level(*pair, time) for pair in zip([width, *widths], widths[:-1]))
         self.middle = Level(*widths[-2:], time, attention=True)

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
-    parser.add_argument("--epochs", type=within(1), default=40, help="passes over the training set")
+    parser.add_argument("--epochs", type=within(1), default=50, help="passes over the training set")
     parser.add_argument("--max-steps", type=within(1), help="stop after this many optimizer steps")
     parser.add_argument("--batch-size", type=within(1), default=64, help="examples per process and pass")
     parser.add_argument("--lr", type=within(0.0), default=2e-3, help="learning rate at its peak")
@@ -57,8 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
     parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="largest weight of the past")
-    parser.add_argument("--width", type=within(2), default=32, help="channels of the first level")
-    parser.add_argument("--levels", type=within(2, 5), default=2, help="sizes at which pictures are seen")
+    parser.add_argument("--width", type=within(1), default=32, help="channels of the first level")
+    parser.add_argument("--levels", type=within(2, 4), default=2, help="sizes at which pictures are seen")
     return parser.parse_args(argv)
 
 
