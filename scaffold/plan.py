@@ -76,6 +76,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "pictures": False,  # does each evaluation draw one?
         "data_file": "the data, and the order in which they are drawn",
         "falls": 10,  # by what factor the loss of one batch must fall in the project's own test
+        "learns_one_batch": True,  # does training on one batch alone bring compute_loss down?
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task_facts["model_args"],
         **task_facts,
@@ -106,6 +107,9 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "networks": networks,
         "one_network": one_network,
         "nets": nets,  # what forward is called on in training
+        "optimizer_of": "{"
+        + ", ".join(f'"{o}": "{n}"' for o, n in zip(optimizers, networks, strict=True))
+        + "}",
         "optimizers": optimizers,  # one of each network, in the same order
         "net": nets[0],
         "eval_net": "ema" if ema else networks[0],
@@ -113,6 +117,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
         "launch": torchrun if distributed else "python train.py",
         "global_batch": " * ".join(examples),
+        "part_names": parts,
         "parts": as_dict(parts),
         "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),

@@ -1,0 +1,201 @@
+"""Train a generator and a discriminator on scikit-learn's handwritten digits, 8x8.
+
+Launch: python train.py
+"""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from checkpoint import check_parameters, load_checkpoint, newest_checkpoint, save_checkpoint
+from data import CHANNELS, IMAGE_SIZE, build_datasets, ordered_batches, shuffled_batches
+from frechet import frechet_distance, moments
+from losses import discriminator_loss, generator_loss
+from model import Discriminator, Generator
+from record import check_finite, open_metrics, write_metrics, write_run
+
+PROJECT = "gan"
+
+
+def within(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number of the kind of `low`, from `low` to `high`."""
+
+    def number(text: str) -> float:
+        if not low <= (value := type(low)(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return number
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs", PROJECT), help="what the run writes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
+    parser.add_argument("--epochs", type=within(1), default=40, help="passes over the training set")
+    parser.add_argument("--max-steps", type=within(1), help="stop after this many optimizer steps")
+    parser.add_argument("--batch-size", type=within(1), default=32, help="examples per process and pass")
+    parser.add_argument("--lr", type=within(0.0), default=1e-3, help="learning rate at its peak")
+    parser.add_argument("--warmup-steps", type=within(0), default=50, help="steps until the peak")
+    parser.add_argument("--weight-decay", type=within(0.0), default=0.0, help="AdamW's")
+    parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of weights and order")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to compute")
+    parser.add_argument("--workers", type=within(0), default=0, help="processes that load data; 0 for none")
+    parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
+    parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
+    parser.add_argument("--latent", type=within(1), default=32, help="numbers that a picture is made from")
+    parser.add_argument("--width", type=within(1), default=32, help="channels at the pictures' full size")
+    return parser.parse_args(argv)
+
+
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero. A function of the step alone: no state to save."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, picture: Path) -> dict[str, float]:
+    """How far what is made is from what is held out; as many pictures, always of the same noise."""
+    model.eval()
+    totals = 0
+    for batch in loader:
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+        totals += torch.stack([moments(images), moments(model(noise))])
+    _, noise = loader.dataset[np.arange(64)]
+    grid = model(noise.to(device))
+    model.train()
+    save_grid(grid, picture)
+    return {"val/frechet_distance": frechet_distance(*totals)}
+
+
+def save_grid(images: torch.Tensor, path: Path) -> None:
+    """Save pictures from -1 to 1, eight in a row, small ones enlarged."""
+    images = F.interpolate(images.cpu(), scale_factor=max(1, 64 // IMAGE_SIZE))
+    rows = [torch.cat([*row], dim=2) for row in images.split(8)]  # (channels, height, 8 x width) each
+    grid = torch.cat(rows, dim=1).expand(3, -1, -1).permute(1, 2, 0)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray((127.5 * (grid + 1)).byte().numpy()).save(path)
+
+
+def main(args: argparse.Namespace) -> int:
+    checkpoints = args.output_dir / "checkpoints"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"cannot write to {args.output_dir}: {error.strerror}")
+    if any(checkpoints.iterdir()) and not args.resume:
+        sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end loaders
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+
+    train_set, val_set = build_datasets(args.latent, args.seed)
+    global_batch = args.batch_size  # examples per optimizer step
+    epoch_ends = {math.ceil(epoch * len(train_set) / global_batch) for epoch in range(1, args.epochs + 1)}
+    total_steps = max(epoch_ends)
+    last_step = min(total_steps, args.max_steps or total_steps)
+
+    generator = Generator(args.latent, CHANNELS, IMAGE_SIZE, args.width).to(device)
+    discriminator = Discriminator(CHANNELS, IMAGE_SIZE, args.width).to(device)
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "weight_decay": args.weight_decay, "fused": True}
+    generator_optimizer = torch.optim.AdamW(generator.parameters(), **adam)
+    discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), **adam)
+    parts = {
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+    }
+    newest = newest_checkpoint(checkpoints) if args.resume else None
+    saved = load_checkpoint(newest, parts) if newest else {}
+    step, best = saved.get("step", 0), saved.get("best", math.inf)
+
+    order = shuffled_batches(len(train_set), args.batch_size, args.seed, step)
+    loader = partial(
+        DataLoader,
+        batch_size=None,  # the sets hand out whole batches
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        generator=torch.Generator(),  # what loaders draw is not taken from the model's draws
+    )
+    # without workers a loader would only add to each step
+    batches = iter(loader(train_set, sampler=order)) if args.workers else map(train_set.__getitem__, order)
+    val_loader = loader(val_set, sampler=ordered_batches(len(val_set), args.batch_size))
+    metrics_file = open_metrics(args.output_dir / "metrics.jsonl", step)
+    write_run(args.output_dir / "run.json", vars(args), device)
+    progress = tqdm(total=last_step, initial=step, disable=None)
+
+    stopping = False
+    generator.train()
+    discriminator.train()
+    while step < last_step:
+        # makes dropout, and all else that is random in the model, a function of the step
+        torch.default_generator.manual_seed(hash((args.seed, step)))
+        lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
+        for group in generator_optimizer.param_groups + discriminator_optimizer.param_groups:
+            group["lr"] = lr
+        batch = next(batches)
+
+        discriminator_optimizer.zero_grad()  # what the generator's loss left there
+        d_loss = discriminator_loss(generator, discriminator, batch, device)
+        d_loss.backward()
+        discriminator_optimizer.step()
+
+        generator_optimizer.zero_grad()
+        g_loss = generator_loss(generator, discriminator, batch, device)
+        g_loss.backward()
+        generator_optimizer.step()
+        step += 1
+        progress.update()
+
+        metrics = {}
+        if step < 10 or step % args.log_every == 0:  # the first steps are where runs go wrong
+            metrics |= {
+                "train/loss": d_loss.item(),
+                "train/generator_loss": g_loss.item(),
+                "train/lr": lr,
+            }
+        if step in epoch_ends:
+            picture = args.output_dir / "pictures" / f"{step:08d}.png"
+            metrics |= evaluate(generator, val_loader, device, picture)
+        check_finite(metrics, step)
+        improved = metrics.get("val/frechet_distance", best) < best
+        if improved:
+            best = metrics["val/frechet_distance"]
+        if metrics:
+            write_metrics(metrics_file, step, metrics)
+
+        stopping = stop.is_set()
+        finished = step == last_step
+        counters = {"step": step, "best": best}
+        if improved or stopping or finished or step % args.checkpoint_every == 0:
+            check_parameters(generator, step)
+            check_parameters(discriminator, step)
+            save_checkpoint(checkpoints, parts, counters, best=improved)
+        if stopping:
+            break
+
+    progress.close()
+    return 128 + signal.SIGTERM if stopping else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))
