@@ -1,4 +1,4 @@
-"""What the two networks of a GAN learn from; in each, the other's parameters rest."""
+"""What the two networks learn from: either loss is for the optimizer of one of them."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ def discriminator_loss(
     images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
     with torch.no_grad():
         made = generator(noise)
-    real_logits, made_logits = discriminator(torch.cat([images, made])).chunk(2)
+    logits = discriminator(torch.cat([images, made]))
+    real_logits, made_logits = logits.chunk(2)
     return F.softplus(-real_logits).mean() + F.softplus(made_logits).mean()
 
 
@@ -21,4 +22,5 @@ def generator_loss(
 ) -> torch.Tensor:
     """The one that does not saturate (Goodfellow et al., 2014): minus the log of being taken for real."""
     _, noise = batch
-    return F.softplus(-discriminator(generator(noise.to(device, non_blocking=True)))).mean()
+    logits = discriminator(generator(noise.to(device, non_blocking=True)))
+    return F.softplus(-logits).mean()

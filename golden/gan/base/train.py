@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> int:
             group["lr"] = lr
         batch = next(batches)
 
-        discriminator_optimizer.zero_grad()  # what the generator's loss left there
+        discriminator_optimizer.zero_grad()  # also what the generator's loss left there
         d_loss = discriminator_loss(generator, discriminator, batch, device)
         d_loss.backward()
         discriminator_optimizer.step()
