@@ -42,7 +42,10 @@ def oracle(answers: Answers) -> bool:
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
         return False
     if any(
-        all(set(answers.chosen(key)) & set(values) for key, values in row["when"].items())
+        all(
+            set(answers.chosen(key)) & set([values] if isinstance(values, str) else values)
+            for key, values in row["when"].items()
+        )
         for row in manifest(answers.task).get("excludes", ())
     ):
         return False

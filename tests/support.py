@@ -21,6 +21,7 @@ from typing import Any
 from scaffold.answers import Answers
 from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.rules import default
 from tests.matrix import oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -41,10 +42,11 @@ def core_combinations(catalog: Catalog) -> list[Answers]:
     return [
         answers
         for task in catalog.tasks
+        for usual in [default("with", {"task": task}, catalog)]
         for hardware in BY_KEY["hardware"].values or ()
         for precision in BY_KEY["precision"].values or ()
         for distributed in BY_KEY["distributed"].values or ()
-        if oracle(answers := Answers("demo", task, "sample", hardware, precision, distributed))
+        if oracle(answers := Answers("demo", task, "sample", hardware, precision, distributed, (), usual))
     ]
 
 

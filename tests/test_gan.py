@@ -121,7 +121,7 @@ from frechet import features, frechet_distance, moments
 draws = torch.Generator().manual_seed(0)
 sets = [torch.randn(300, 3, 16, 16, generator=draws) * scale + shift for scale, shift in ((1, 0), (2, 0.5))]
 found = [features(pictures).double().numpy() for pictures in sets]
-    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x.T, bias=True)) for x in found)
+(m1, c1), (m2, c2) = ((x.mean(0), np.cov(x.T, bias=True)) for x in found)
 expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
 parts = [sum(moments(part) for part in s.split(70)) for s in sets]
 print(abs(frechet_distance(*parts) / expected - 1) < 1e-4, abs(frechet_distance(parts[0], parts[0])) < 1e-4)

@@ -1,6 +1,6 @@
 """Valid combinations, rendered: what no project may hold, whatever was chosen.
 
-By default those that tests.matrix thins out; the heavy run has all on the sample data, the complete one all.
+By default those that tests.matrix thins out; the complete run has all.
 """
 
 from __future__ import annotations
@@ -252,14 +252,10 @@ def test_no_project_has_a_problem(findings: Findings) -> None:
     assert findings.problems == []
 
 
-@pytest.mark.parametrize(
-    "data", [pytest.param("sample", marks=pytest.mark.heavy), pytest.param("", marks=pytest.mark.complete)]
-)
+@pytest.mark.complete
 @pytest.mark.parametrize("task", load_catalog().tasks)
-def test_no_project_of_a_task_has_a_problem(task: str, data: str, tmp_path: Path) -> None:
-    findings = examine(
-        answers for answers in valid(load_catalog()) if answers.task == task and data in ("", answers.data)
-    )
+def test_no_project_of_a_task_has_a_problem(task: str, tmp_path: Path) -> None:
+    findings = examine(answers for answers in valid(load_catalog()) if answers.task == task)
     assert findings.projects > 1000
     assert findings.problems == []
     write_cover(findings, tmp_path)

@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 from scaffold.answers import Answers
-from scaffold.catalog import load_catalog
-from scaffold.errors import RequestError
 from scaffold.rules import complete
 from tests import projects
+from tests.matrix import oracle
 from tests.projects import (
     checkpoints,
     few_examples,
@@ -38,20 +37,18 @@ Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
 FEW = 32  # examples in a set
 
+OF_EVERY_TASK = ("async-checkpoint", "distributed", "hardware", "precision")
 ENTANGLED = (
-    "async-checkpoint",
-    "distributed",
-    "hardware",
-    "precision",
     "source",
-    *(feature for task in load_catalog().tasks.values() for feature in task.features),
+    *OF_EVERY_TASK,
+    *(feature for task in projects.catalog().tasks.values() for feature in task.features),
 )  # the axes that exclude one another
 
 
 @cache
 def axes() -> dict[str, list[str]]:
     """Loggers and features are axes of their own: on or off. What is cheap comes first and is preferred."""
-    catalog = load_catalog()
+    catalog = projects.catalog()
     switches = [*catalog.loggers, *catalog.values("with")]
     return {
         "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],
@@ -62,7 +59,7 @@ def axes() -> dict[str, list[str]]:
 
 
 def answers(row: Row) -> Answers:
-    catalog = load_catalog()
+    catalog = projects.catalog()
     task, data = row["source"].split()
     chosen = {key: row[key] for key in ("hardware", "precision", "distributed")} | {
         "task": task,
@@ -80,11 +77,12 @@ def is_offered(row: Row) -> bool:
 
 @cache
 def is_possible(chosen: tuple[str, ...]) -> bool:
-    try:
-        answers(dict(zip(ENTANGLED, chosen, strict=True)))
-    except RequestError:
-        return False
-    return True
+    row = dict(zip(ENTANGLED, chosen, strict=True))
+    task, data = row["source"].split()
+    features = tuple(name for name, value in row.items() if value == "on")
+    core = (row[axis] for axis in ("hardware", "precision", "distributed"))
+    known = projects.catalog().values("with", task)
+    return known.keys() >= set(features) and oracle(Answers("demo", task, data, *core, features=features))
 
 
 def task_of(row: Row) -> str:
@@ -117,16 +115,21 @@ def values_with(pair: Pair, axis: str) -> list[str]:
 def rows_with(pair: Pair) -> Iterator[Row]:
     """Rows with this pair, and every value of the axes that exclude one another; the rest at its first."""
     first = {axis: values_with(pair, axis)[0] for axis in axes()}
-    for chosen in itertools.product(*(values_with(pair, axis) for axis in ENTANGLED)):
-        row = first | dict(zip(ENTANGLED, chosen, strict=True))
-        if dict(pair).get("task", task_of(row)) == task_of(row) and is_offered(row):
-            yield row
+    for source in values_with(pair, "source"):
+        task = projects.catalog().task(source.partition(" ")[0])
+        if dict(pair).get("task", task.name) != task.name:
+            continue
+        free = [*OF_EVERY_TASK, *task.features]
+        for chosen in itertools.product(*(values_with(pair, axis) for axis in free)):
+            row = first | dict(zip(free, chosen, strict=True)) | {"source": source}
+            if is_offered(row):
+                yield row
 
 
 @cache
 def all_pairs() -> frozenset[Pair]:
     """What can be together at all."""
-    tasks, others = list(load_catalog().tasks), axes().keys() - {"source"}
+    tasks, others = list(projects.catalog().tasks), axes().keys() - {"source"}
     items = [("task", task) for task in tasks] + [(axis, value) for axis in others for value in axes()[axis]]
     candidates = [pair for pair in itertools.combinations(sorted(items), 2) if pair[0][0] != pair[1][0]]
     candidates += [(("source", source), ("task", source.partition(" ")[0])) for source in axes()["source"]]
@@ -170,7 +173,9 @@ def test_array_covers_all_pairs() -> None:
     assert (("hardware", "gpu"), ("precision", "tf32")) in covered
     assert (("hardware", "cpu"), ("precision", "tf32")) not in all_pairs()
     assert {row["source"] for row in covering_array()} == set(axes()["source"])
-    assert len(covering_array()) <= 2 * len(load_catalog().tasks) * len(axes()["precision"])  # which all meet
+    assert len(covering_array()) <= 2 * len(projects.catalog().tasks) * len(
+        axes()["precision"]
+    )  # which all meet
 
 
 def check_record(project: Path, output_dir: Path, last: int) -> None:

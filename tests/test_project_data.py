@@ -114,6 +114,7 @@ QUICK = {("tabular", "sample"), ("tabular", "wine-quality")}
 HEAVY = [  # in turns
     (*kind, ("tensorboard", "wandb"), distributed)
     for kind, distributed in zip(offered(), itertools.cycle(["none", "ddp", "fsdp"]))
+    if kind[1] == "sample"
 ]
 
 

@@ -106,8 +106,8 @@ def after_step(bar, number=1):
 tqdm.tqdm.update = after_step
 """
 WAITING = {"precision": "bf16", "features": ("grad-accum", "grad-clip", "ema")}
-# three log intervals, no evaluation among them
-BETWEEN = ["--epochs", 100, "--batch-size", 4, "--max-steps", 32, "--checkpoint-every", 1000]
+# three log intervals; no evaluation among them, and the last checkpoint at a logged step
+BETWEEN = ["--epochs", 100, "--batch-size", 4, "--max-steps", 30, "--checkpoint-every", 1000]
 
 
 def supervised() -> Iterator[Any]:
