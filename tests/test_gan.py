@@ -165,14 +165,14 @@ def test_pictures_and_samples(made: Make, tmp_path: Path) -> None:
     drawn = files_under(out / "pictures")
     assert len(drawn) == len(set(drawn.values())) == len(values(out, "val/frechet_distance")) == 2
     pictures = [np.asarray(Image.open(path)) for path in (out / "pictures").iterdir()]
-    assert {picture.shape for picture in pictures} == {(8 * 64, 8 * 64, 3)}
+    assert {picture.shape for picture in pictures} == {(8 * 66, 8 * 66, 3)}
     words = ("sample.py", "--run", out, "--rows", 2, "--seed", 1, "--output")
     for name in ("one", "two"):
         run(project, python(*words, tmp_path / f"{name}.png"))
     samples = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two")]
-    assert samples[0].shape == (2 * 64, 8 * 64, 3)
+    assert samples[0].shape == (2 * 66, 8 * 66, 3)
     assert (samples[0] == samples[1]).all()
-    assert not any((picture[:128] == samples[0]).all() for picture in pictures)
+    assert not any((picture[: 2 * 66] == samples[0]).all() for picture in pictures)
     script = """
 import sys
 from pathlib import Path
