@@ -45,6 +45,7 @@ def test_schedule_and_sampler(made: Make) -> None:
     run(made(**TASK), OWN_TESTS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fault", FAULTS)
 def test_control_schedule_and_sampler(tmp_path: Path, fault: str) -> None:
     project = render(tmp_path / "demo", **TASK)
@@ -125,7 +126,20 @@ def test_evaluations_are_alike(made: Make, tmp_path: Path) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize(("distributed", "ranks"), [("none", 0), ("fsdp", 2)])
+SAMPLES = """
+import sys
+from pathlib import Path
+from sample import main, parse_args
+
+for number, more in enumerate([[], [], ["--eta", "1"], ["--seed", "1"]]):
+    to = Path(sys.argv[1]) / f"sample{number}.png"
+    main(parse_args(["--run", sys.argv[1], "--to", str(to), "--number", "9", "--steps", "5", *more]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("distributed", "ranks"), [("none", 0), pytest.param("fsdp", 2, marks=pytest.mark.heavy)]
+)
 def test_pictures_and_samples(made: Make, tmp_path: Path, distributed: str, ranks: int) -> None:
     """Each evaluation draws one, the same after a stop; sample.py draws with the best of a run."""
     project = made(**TASK, distributed=distributed)
@@ -139,11 +153,9 @@ def test_pictures_and_samples(made: Make, tmp_path: Path, distributed: str, rank
     assert sorted(int(Path(name).stem) for name in drawn) == sorted(values(tmp_path / "parts", "val/loss"))
     pixels = np.asarray(Image.open(tmp_path / "parts" / "pictures" / "00000003.png"))
     assert pixels.shape == (4 * 70, 8 * 70, 3)  # frames of 10, seven times as large
-    for name, *more in (("a",), ("b",), ("eta", "--eta", 1), ("seed", "--seed", 1)):
-        options = ["--run", tmp_path / "parts", "--to", tmp_path / f"{name}.png", "--number", 9, "--steps", 5]
-        run(project, python("sample.py", *options, *more))
-    a, b, eta, seed = ((tmp_path / f"{name}.png").read_bytes() for name in ("a", "b", "eta", "seed"))
-    assert a == b and len({a, eta, seed}) == 3
+    drive(project, SAMPLES, tmp_path / "parts")
+    one, same, eta, seed = ((tmp_path / "parts" / f"sample{n}.png").read_bytes() for n in range(4))
+    assert one == same and len({one, eta, seed}) == 3
 
 
 def test_sample_without_a_run(made: Make, tmp_path: Path) -> None:
@@ -152,6 +164,7 @@ def test_sample_without_a_run(made: Make, tmp_path: Path) -> None:
     assert "--run names a run" in result.message
 
 
+@pytest.mark.heavy
 def test_control_the_bar(made: Make, tmp_path: Path) -> None:
     """What has hardly been trained reaches neither the loss nor the confidence of the sample run."""
     project = made(**TASK)
