@@ -37,11 +37,11 @@ Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]  # in sorted order
 FEW = 32  # examples in a set
 
-OF_EVERY_TASK = ("async-checkpoint", "distributed", "hardware", "precision")
-ENTANGLED = (
-    "source",
-    *OF_EVERY_TASK,
-    *(feature for task in projects.catalog().tasks.values() for feature in task.features),
+OF_EVERY_TASK = (
+    "async-checkpoint",
+    "distributed",
+    "hardware",
+    "precision",
 )  # the axes that exclude one another
 
 
@@ -72,14 +72,15 @@ def answers(row: Row) -> Answers:
 
 
 def is_offered(row: Row) -> bool:
-    return is_possible(tuple(row[axis] for axis in ENTANGLED))
+    return is_possible(tuple(row.items()))
 
 
 @cache
-def is_possible(chosen: tuple[str, ...]) -> bool:
-    row = dict(zip(ENTANGLED, chosen, strict=True))
+def is_possible(items: tuple[tuple[str, str], ...]) -> bool:
+    row = dict(items)
     task, data = row["source"].split()
-    features = tuple(name for name, value in row.items() if value == "on")
+    loggers = projects.catalog().loggers
+    features = tuple(name for name, value in items if value == "on" and name not in loggers)
     core = (row[axis] for axis in ("hardware", "precision", "distributed"))
     known = projects.catalog().values("with", task)
     return known.keys() >= set(features) and oracle(Answers("demo", task, data, *core, features=features))
