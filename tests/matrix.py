@@ -65,7 +65,10 @@ def thinned(catalog: Catalog) -> Iterator[Answers]:
     Loggers are all of them or none but for projects with at most one feature, which have any one or two.
     """
     for answers in valid(catalog):
-        many = len(catalog.values("with", answers.task))
+        never = [
+            row["when"] for row in manifest(answers.task).get("excludes", ()) if list(row["when"]) == ["with"]
+        ]
+        many = len(catalog.values("with", answers.task)) - sum(len(when["with"]) for when in never)
         size = len(answers.features)
         if size not in (many, many - 1) and size > (2 if answers.data == "sample" else 1):
             continue
