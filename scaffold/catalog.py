@@ -64,9 +64,8 @@ class Task:
     one: dict[str, Any] = field(default_factory=dict)  # and that leave one example, where no set is cut short
     excludes: tuple[Exclusion, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)  # axis key -> its default beside this task
-    changes: dict[str, Any] = field(
-        default_factory=dict
-    )  # feature -> other facts and build; a test's words of it
+    # feature -> its words, which a test looks for, and what is other in facts and build
+    changes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def small_options(self) -> list[str]:

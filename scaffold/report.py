@@ -43,9 +43,7 @@ def choices(catalog: Catalog, keys: list[str]) -> Choices:
     return {
         BY_KEY[key].plural: {
             value: Choice(
-                text,
-                tasks_with(catalog, key, value),
-                exclusions(rules, key, value, tasks_with(catalog, key, value)),
+                text, tasks := tasks_with(catalog, key, value), exclusions(rules, key, value, tasks)
             )
             for value, text in catalog.values(key).items()
         }
