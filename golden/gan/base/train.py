@@ -87,8 +87,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, picture
 def save_grid(images: torch.Tensor, path: Path) -> None:
     """Save pictures from -1 to 1, eight in a row, small ones enlarged."""
     images = F.interpolate(images.cpu(), scale_factor=max(1, 64 // IMAGE_SIZE))
-    framed = F.pad(images, [1] * 4)  # in grey
-    rows = [torch.cat([*row], dim=2) for row in framed.split(8)]  # (channels, height, 8 x width) each
+    rows = [torch.cat([*row], dim=2) for row in F.pad(images, [1] * 4).split(8)]  # framed in grey
     grid = torch.cat(rows, dim=1).expand(3, -1, -1).permute(1, 2, 0)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray((127.5 * (grid + 1)).byte().numpy()).save(path)
