@@ -37,6 +37,7 @@ IMPORT_BLOCK = re.compile(
     r'(?:""".*?"""\n)?\n*(?P<imports>(?:(?:from|import) [^\n(]*(?:\([^)]*\))?\n(?:\n*(?=from |import ))?)+)',
     re.DOTALL,
 )
+REASON = re.compile(r"^(import \S+)(  # .+)$", re.MULTILINE)
 WIDTH = 110  # characters a line
 
 
@@ -128,7 +129,7 @@ def finish(source: str, own: frozenset[str]) -> str:
 
 def sorted_imports(block: str, module: SymbolTable, own: frozenset[str]) -> str:
     """The imports that the module uses, in isort's sections and order."""
-    plain: dict[str, str] = {}  # bound name -> what is imported
+    plain: dict[str, str] = {}  # what is imported -> bound name
     named: dict[str, tuple[str, str]] = {}  # bound name -> where from, what
     for node in ast.parse(block).body:
         assert isinstance(node, ast.Import | ast.ImportFrom)
@@ -136,17 +137,19 @@ def sorted_imports(block: str, module: SymbolTable, own: frozenset[str]) -> str:
             bound = alias.asname or alias.name.split(".")[0]
             spelled = alias.name + (f" as {alias.asname}" if alias.asname else "")
             if isinstance(node, ast.Import):
-                plain[bound] = spelled
+                plain[spelled] = bound
             else:
                 named[bound] = (node.module or "", spelled)
-    used = referenced(module, {*plain, *named})
+    used = referenced(module, {*plain.values(), *named})
+    reasons = {line: line + reason for line, reason in REASON.findall(block)}
     groups: dict[str, list[str]] = {}
     for bound, (source, spelled) in named.items():
         if bound in used:
             groups.setdefault(source, []).append(spelled)
     sections: list[list[str]] = [[], [], []]
-    for spelled in sorted(spelled for bound, spelled in plain.items() if bound in used):
-        sections[section(spelled, own)].append(f"import {spelled}")
+    for spelled in sorted(spelled for spelled, bound in plain.items() if bound in used):
+        line = f"import {spelled}"
+        sections[section(spelled, own)].append(reasons.get(line, line))
     for source in sorted(groups):
         names = sorted(groups[source], key=import_order)
         sections[section(source, own)].append(import_from(source, names))
