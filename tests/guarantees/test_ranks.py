@@ -221,7 +221,7 @@ def test_09_control_the_interpreter_ends(tmp_path: Path) -> None:
     assert "terminate called without an active exception" in next(bad_ends(project, tmp_path, runs=60))
 
 
-# The program as torchrun starts it, with nothing imported before it: which imports come before the group matters.
+# The program as torchrun starts it, with nothing imported before it: what comes before the group matters.
 GROUP_THREADS = """
 import os
 import runpy
