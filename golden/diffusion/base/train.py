@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=within(0), default=0, help="processes that load data; 0 for none")
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
-    parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="most weight of the past")
+    parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="of the average, at most")
     parser.add_argument("--width", type=within(1), default=32, help="channels of the first level")
     parser.add_argument("--levels", type=within(2, 4), default=2, help="sizes at which pictures are seen")
     return parser.parse_args(argv)
