@@ -33,9 +33,10 @@ def test_prepared_trained_and_continued(made: Make, tmp_path: Path) -> None:
     project = made(**PREPARED)
     prepare(project, tmp_path, "--vocab-size", 400)
     meta = json.loads((tmp_path / "data" / "meta.json").read_text())
-    assert meta["num_bytes"]["val"] == len(TEXT.encode())
+    assert meta["val"]["num_bytes"] == len(TEXT.encode())
     out = tmp_path / "out"
-    train(project, *SIZES, "--epochs", 2, "--lr", 1e-2, "--data", tmp_path / "data", "--output-dir", out)
+    options = [*SIZES, "--epochs", 2, "--lr", 1e-2, "--eval-every", 20, "--data", tmp_path / "data"]
+    train(project, *options, "--output-dir", out)
     found = [row for row in metrics(out) if "val/loss" in row]
     assert found[-1]["val/bits_per_byte"] < found[0]["val/bits_per_byte"] < 8
     words = ["generate.py", "--run", out, "--prompt", "def ", "--max-tokens", 20, "--temperature", 0]
@@ -79,7 +80,7 @@ def grown(project: Path, folder: Path) -> int:
     for name in ("train-00000.bin", "train-00001.bin", "val-00000.bin"):
         with (folder / name).open("wb") as file:
             file.truncate(2**30)  # of zeros, which take no place on the disk
-    meta = {"vocab_size": 50, "shards": {"train": 2, "val": 1}, "num_bytes": {"train": 9, "val": 9}}
+    meta = {"vocab_size": 50, "train": {"shards": 2, "num_bytes": 9}, "val": {"shards": 1, "num_bytes": 9}}
     (folder / "meta.json").write_text(json.dumps(meta))
     return int(drive(project, PEAK, folder))
 
