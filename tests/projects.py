@@ -414,7 +414,7 @@ def write_data(folder: Path, task: str, data: str, regression: bool = False) -> 
     plan = make_plan(choose(task=task, data=data, features=("regression",) if regression else ()), catalog())
     macro = f'#: import "tasks/{task}/small_data.py.jinja" as small with context\n'
     template = renderer().env.from_string(macro + "def write(folder):\n    {{ small.write() }}\n")
-    known: dict[str, Any] = {"np": np, "pd": pd, "Image": Image, "gzip": gzip}
+    known: dict[str, Any] = {"np": np, "pd": pd, "Image": Image, "gzip": gzip, "json": json}
     exec(template.render(plan.facts), known)
     (folder / "data").mkdir()
     return ["--data", str(known["write"](folder / "data"))]
