@@ -23,13 +23,14 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, depth: int, width: int) -> None:
         super().__init__()
-        widths = (16, 32)
+        widths = (16 * width, 32 * width)
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         blocks: list[nn.Module] = []
-        for before, width in zip(widths[:1] + widths, widths):
-            blocks.append(Block(before, width, stride=2 if before < width else 1))
+        for before, channels in zip(widths[:1] + widths, widths):
+            blocks.append(Block(before, channels, stride=2 if before < channels else 1))
+            blocks += [Block(channels, channels, stride=1) for _ in range(depth - 1)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1] * 4 * 4, num_classes)  # in 8x8 pixels it matters where something is
 

@@ -57,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
     parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="most weight of the past")
+    parser.add_argument("--depth", type=within(1), default=1, help="residual blocks at each resolution")
+    parser.add_argument("--width", type=within(1), default=1, help="channels of the first blocks, times 16")
     parser.add_argument("--mu", type=within(1), default=7, help="unlabelled pictures for each labelled one")
     return parser.parse_args(argv)
 
@@ -126,7 +128,8 @@ def main(args: argparse.Namespace) -> int:
     total_steps = max(epoch_ends)
     last_step = min(total_steps, args.max_steps or total_steps)
 
-    model = ResNet(train_set.channels, train_set.num_classes).to(device, memory_format=torch.channels_last)
+    model = ResNet(train_set.channels, train_set.num_classes, args.depth, args.width)
+    model.to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}

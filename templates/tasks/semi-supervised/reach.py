@@ -24,7 +24,7 @@ def error_of_labels_alone(seed):
     torch.manual_seed(seed)
     train_set, val_set = build_datasets(args.mu, seed)
     pictures, labels, load = train_set.labelled.pictures, train_set.labelled.labels, train_set.labelled.load
-    model = ResNet(train_set.channels, train_set.num_classes)
+    model = ResNet(train_set.channels, train_set.num_classes, args.depth, args.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     total_steps = math.ceil(args.epochs * len(train_set) / args.batch_size)
     order = shuffled_batches(len(train_set), args.batch_size, seed, 0)

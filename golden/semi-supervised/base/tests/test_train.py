@@ -14,7 +14,7 @@ from train import compute_loss, main, parse_args
 def run(output_dir: Path, *options: str) -> dict[str, torch.Tensor]:
     """Train and return the final parameters."""
     fixed = ["--output-dir", str(output_dir), "--device", "cpu"]
-    fixed += ["--mu", "2"]
+    fixed += ["--mu", "2", "--depth", "1", "--width", "1"]
     main(parse_args([*fixed, "--batch-size", "8", *options]))
     newest = newest_checkpoint(output_dir / "checkpoints")
     return torch.load(newest, weights_only=True)["model"]
@@ -24,7 +24,7 @@ def test_learns_one_batch() -> None:
     torch.manual_seed(0)
     train_set, _ = build_datasets(mu=2, seed=0)
     batch, device = train_set[np.arange(8)], torch.device("cpu")
-    model = ResNet(train_set.channels, train_set.num_classes)
+    model = ResNet(train_set.channels, train_set.num_classes, depth=1, width=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     aim = compute_loss(model, batch, device).item() / 10
     for _ in range(500):
