@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=within(0), default=0, help="processes that load data; 0 for none")
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
-    parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="most weight of the past")
+    parser.add_argument("--ema-decay", type=within(0.0, 1.0), default=0.99, help="of the average, at most")
     parser.add_argument("--depth", type=within(1), default=1, help="residual blocks at each resolution")
     parser.add_argument("--width", type=within(1), default=1, help="channels of the first blocks, times 16")
     parser.add_argument("--mu", type=within(1), default=7, help="unlabelled pictures for each labelled one")
