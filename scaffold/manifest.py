@@ -34,7 +34,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Table:
-    """Keys with a shape each; `others` is the shape of all keys that are not named, None where there are none."""
+    """Keys with a shape each; `others` is the shape of keys that are not named, None where there are none."""
 
     keys: Mapping[str, Shape] = field(default_factory=dict)
     required: tuple[str, ...] = ()

@@ -25,8 +25,9 @@ def everything(catalog: Catalog) -> Iterator[Answers]:
         axes = [list(catalog.values(key, task)) for key in ("data", "hardware", "precision", "distributed")]
         loggers = subsets(list(catalog.loggers))
         features = subsets(list(catalog.values("with", task)))
-        for values in itertools.product(*axes, loggers, features):
-            yield Answers("demo", task, *values)
+        for data, hardware, precision, distributed in itertools.product(*axes):
+            for chosen in itertools.product(loggers, features):
+                yield Answers("demo", task, data, hardware, precision, distributed, *chosen)
 
 
 def thinned(catalog: Catalog, offered: Callable[[Answers], bool]) -> Iterator[Answers]:
@@ -40,9 +41,11 @@ def thinned(catalog: Catalog, offered: Callable[[Answers], bool]) -> Iterator[An
         most, size = many[answers.task], len(answers.features)
         if size not in (most, most - 1) and size > (2 if answers.data == "sample" else 1):
             continue
-        if len(answers.loggers) in (0, len(catalog.loggers)) or (size <= 1 and len(answers.loggers) <= 2):
-            if offered(answers):
-                yield answers
+        number = len(answers.loggers)
+        if number not in (0, len(catalog.loggers)) and (size > 1 or number > 2):
+            continue
+        if offered(answers):
+            yield answers
 
 
 def most_features(task: Task, catalog: Catalog) -> int:
