@@ -1,17 +1,17 @@
-"""`scaffold check DIR`: what is wrong with somebody's task and logger folders, over all that they can become."""
+"""`scaffold check DIR`: what is wrong with task and logger folders, over all that they can become."""
 
 from __future__ import annotations
 
 import ast
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
+from scaffold.answers import Answers
 from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog, Logger, Task, read_catalog, read_logger, read_task, templates_folder
 from scaffold.errors import RequestError
@@ -109,8 +109,10 @@ def report(
     findings = {problem: Finding(problem.where, problem.what, problem.instead) for problem in problems}
     if item is None:
         return Report(place.name, "broken", 0, (0, 0), tuple(findings.values()))
-    of_kind = projects_of_task if isinstance(item, Task) else projects_of_logger
-    few, projects = of_kind(item, catalog, thin)  # type: ignore[operator]
+    if isinstance(item, Task):
+        few, projects = projects_of_task(item, catalog, thin)
+    else:
+        few, projects = projects_of_logger(item, catalog, thin)
     seen = examine(place, few, Vocabulary(few), projects)
     for problem, (count, example) in seen.problems.items():
         findings[problem] = Finding(problem.where, problem.what, problem.instead, count, example)
@@ -128,7 +130,7 @@ def folder_problems(
 ) -> Iterator[Problem]:
     """What is wrong with a folder before anything is rendered."""
     kind, name = place.name.split("/")
-    known = {"tasks": ours.tasks, "loggers": ours.loggers}[kind]
+    known: Mapping[str, Task | Logger] = ours.tasks if kind == "tasks" else ours.loggers
     if name in known and known[name].folder.resolve() != place.folder:
         advice = "give the folder another name"
         yield Problem(place.name, f"{name!r} is the name of one of scaffold's own {kind}", advice)
@@ -167,9 +169,7 @@ def known_facts(item: Task | Logger, catalog: Catalog) -> set[str]:
     return names
 
 
-def complete_enough(task: Task, source: str) -> Any:
-    from scaffold.answers import Answers
-
+def complete_enough(task: Task, source: str) -> Answers:
     return Answers("demo", task.name, source, "cpu", "fp32", "none")
 
 
@@ -219,13 +219,9 @@ def feature_problems(where: str, task: Task, ours: Catalog) -> Iterator[Problem]
             yield Problem(where, f"feature {name!r} is not a name to choose", "use small letters and '-'")
         elif name.replace("-", "_") in taken:
             yield Problem(where, f"feature {name!r} has the name of a fact", "use another name")
-    for name, change in task.changes.items():
+    for name in task.changes:
         if name not in task.features:
             yield names_problem(where, "with", name, task.features)
-        try:
-            re.compile(change.get("words", ""))
-        except re.error as error:
-            yield Problem(where, f"with.{name}.words is no pattern: {error}", "it is a regular expression")
     for facts in (task.facts, *(change.get("facts", {}) for change in task.changes.values())):
         for name in sorted(set(facts) & taken - set(FACTS)):
             yield Problem(where, f"fact {name!r} is one that follows from the choices", "use another name")
@@ -367,7 +363,7 @@ def template_problems(
 
 
 def undefined_facts(trees: dict[str, nodes.Template], facts: set[str], env: Environment) -> Iterator[Problem]:
-    """Names that no plan has and no template sets; those that are asked for with `is defined` may be missing."""
+    """Names that no plan has and no template sets; those that `is defined` asks for may be missing."""
     found = {node.name for tree in trees.values() for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     known = facts | found | set(env.globals)
     for name, tree in trees.items():

@@ -1,8 +1,7 @@
-"""The combinations that a task or logger folder is offered with, rendered, and all that is wrong with them."""
+"""The combinations that a task or logger is offered with, rendered, and all that is wrong with them."""
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
 import traceback
@@ -36,6 +35,7 @@ from scaffold.lint import (
     Vocabulary,
     absent_from_modules,
     imports,
+    names_of,
     options,
     required_names,
     residue,
@@ -137,8 +137,8 @@ class Examiner(RememberingRenderer):
         if not path.endswith(".py"):
             return Rendered(text, tuple(self.of_text(path, template, text)))
         try:
-            ast.parse(text)
             text = finish(text, own)
+            names_of(text)
         except (SyntaxError, AssertionError, ValueError) as error:
             number = getattr(error, "lineno", None) or 1
             what = f"{path} is no Python: {getattr(error, 'msg', error)}"
@@ -149,11 +149,13 @@ class Examiner(RememberingRenderer):
     def failure(self, error: Exception, template: str) -> Problem:
         """Why a template could not be rendered."""
         if isinstance(error, TemplateSyntaxError):
-            return syntax_problem(error, error.name or template)
+            file = Path(error.filename or "")
+            inside = file.is_relative_to(self.place.folder)
+            return syntax_problem(error, self.place.called(file) if inside else error.name or template)
         if isinstance(error, TemplatesNotFound):
             return missing(" or ".join(map(str, error.templates)))
         if isinstance(error, TemplateNotFound):
-            return missing(error.name or str(error))
+            return missing(str(error.name or error))
         where = self.location(error) or template
         if isinstance(error, UndefinedError):
             return undefined_problem(where, str(error.message))
@@ -194,7 +196,8 @@ class Examiner(RememberingRenderer):
                 yield Problem(self.place.name, f"pyproject.toml is not TOML: {error}", "see `requires`")
 
     def of_python(self, path: str, template: str, text: str) -> Iterator[Problem]:
-        for number, line in enumerate(text.split("\n"), 1):
+        lines = text.split("\n")
+        for number, line in enumerate(lines, 1) if max(map(len, lines)) > WIDTH else ():
             if len(line) > WIDTH:
                 what = f"{path} has a line of {len(line)} characters"
                 yield self.at_line(template, text, number, what, f"{WIDTH} are the most")
@@ -206,10 +209,9 @@ class Examiner(RememberingRenderer):
         for name, number in unused_imports(text):
             advice = "leave it out, or put it among the first imports, which are dropped when unused"
             yield self.at_line(template, text, number, f"{path} imports {name!r} and does not use it", advice)
-        if (most := BUDGETS.get(path)) and (length := text.count("\n")) > most:
+        if (most := BUDGETS.get(path)) and text.count("\n") > most:
             what = f"{path} is longer than {most} lines"
             yield Problem(template, what, "put what is not the loop into a file of its own, see [files]")
-            del length
 
     def of_options(self, answers: Answers, text: str) -> Iterator[Problem]:
         """What train.py defines against what it reads, and against the manifest."""

@@ -7,12 +7,12 @@ import builtins
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from symtable import SymbolTable, symtable
+from symtable import Symbol, SymbolTable, symtable
 
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog
-from scaffold.render import referenced
 
 RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!|\0|jinja|scaffold", re.IGNORECASE)
 BUDGETS = {"train.py": 300, "model.py": 150, "data.py": 150, "checkpoint.py": 190}  # lines
@@ -118,58 +118,79 @@ def options(source: str) -> tuple[set[str], set[str]]:
     return defined, used
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a piece of a module binds, imports and reads at module level, and imports inside in vain."""
+
+    bound: frozenset[str]
+    imported: frozenset[str]
+    read: frozenset[str]
+    unused_inside: frozenset[str]
+
+
 def scopes(table: SymbolTable) -> Iterator[SymbolTable]:
     yield table
     for child in table.get_children():
         yield from scopes(child)
 
 
-def bound(table: SymbolTable) -> set[str]:
-    """The names of a module."""
-    own = {
-        symbol.get_name()
-        for symbol in table.get_symbols()
-        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
-    }
-    return own | {
-        symbol.get_name()
-        for scope in scopes(table)
-        for symbol in scope.get_symbols()
-        if symbol.is_declared_global() and symbol.is_assigned()
-    }
+@lru_cache(maxsize=16384)
+def names_of_piece(source: str) -> Names:
+    module = symtable(source, "<rendered>", "exec")
+    bound, imported, read, unused = set[str](), set[str](), set[str](), set[str]()
+    for scope in scopes(module):
+        here = set[str]()  # imported inside of a function
+        for symbol in scope.get_symbols():
+            name = symbol.get_name()
+            if scope is module:
+                if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
+                    bound.add(name)
+                if symbol.is_imported():
+                    imported.add(name)
+            elif symbol.is_declared_global() and symbol.is_assigned():
+                bound.add(name)
+            elif symbol.is_imported() and not symbol.is_referenced():
+                here.add(name)
+            if symbol.is_referenced() and (scope is module or symbol.is_global()):
+                read.add(name)
+        if here:
+            inner = {
+                s.get_name() for child in scope.get_children() for s in all_symbols(child) if s.is_free()
+            }
+            unused |= here - inner
+    return Names(*map(frozenset, (bound, imported, read, unused)))
+
+
+def all_symbols(table: SymbolTable) -> Iterator[Symbol]:
+    for scope in scopes(table):
+        yield from scope.get_symbols()
 
 
 @lru_cache(maxsize=4096)
-def names_of(source: str) -> frozenset[str]:
-    """What others can import from a module."""
-    return frozenset(bound(symtable(source, "<rendered>", "exec")))
+def names_of(source: str) -> Names:
+    """The names of a module; a syntax error where it is no Python.
+
+    Piece by piece, between two empty lines: projects share most of them.
+    """
+    try:
+        pieces = [names_of_piece(piece) for piece in source.split("\n\n\n")]
+    except SyntaxError:  # or there are two empty lines inside of a string
+        pieces = [names_of_piece(source)]
+    return Names(
+        frozenset[str]().union(*(piece.bound for piece in pieces)),
+        frozenset[str]().union(*(piece.imported for piece in pieces)),
+        frozenset[str]().union(*(piece.read for piece in pieces)),
+        frozenset[str]().union(*(piece.unused_inside for piece in pieces)),
+    )
 
 
-KNOWN = {
-    *dir(builtins),
-    "__file__",
-    "__name__",
-    "__doc__",
-    "__spec__",
-    "__class__",
-    "__module__",
-    "__qualname__",
-}
+KNOWN = {*dir(builtins), "__file__", "__class__", "__module__", "__qualname__"}
 
 
 def undefined_names(source: str) -> list[tuple[str, int]]:
     """Names that nothing defines, and the first line of each."""
-    table = symtable(source, "<rendered>", "exec")
-    known = bound(table) | KNOWN
-    missing = {
-        symbol.get_name()
-        for scope in scopes(table)
-        for symbol in scope.get_symbols()
-        if symbol.is_referenced()
-        and (symbol.is_global() or scope is table)
-        and symbol.get_name() not in known
-    }
-    return sorted((name, first_line(source, name)) for name in missing)
+    names = names_of(source)
+    return sorted((name, first_line(source, name)) for name in names.read - names.bound - KNOWN)
 
 
 def first_line(source: str, name: str) -> int:
@@ -179,16 +200,8 @@ def first_line(source: str, name: str) -> int:
 
 def unused_imports(source: str) -> list[tuple[str, int]]:
     """Names that are imported, by a module or inside it, and not used; and the line of each."""
-    table = symtable(source, "<rendered>", "exec")
-    unused: set[str] = set()
-    for scope in scopes(table):
-        imported = {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_imported()}
-        if scope is table:
-            unused |= imported - referenced(table, imported)
-        else:
-            read = {s.get_name() for s in scope.get_symbols() if s.is_referenced()}
-            inside = {s.get_name() for c in list(scopes(scope))[1:] for s in c.get_symbols() if s.is_free()}
-            unused |= imported - read - inside
+    names = names_of(source)
+    unused = (names.imported - names.read) | names.unused_inside
     if not unused:
         return []
     lines = {
@@ -200,14 +213,17 @@ def unused_imports(source: str) -> list[tuple[str, int]]:
     return sorted((name, lines.get(name, 1)) for name in unused)
 
 
+IMPORT_FROM = re.compile(r"^\s*from (\w+) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE)
+
+
 @lru_cache(maxsize=4096)
 def imported_names(source: str) -> frozenset[tuple[str, str]]:
     """Module and name of each `from module import name`."""
     return frozenset(
-        (node.module or "", alias.name)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        (match[1], name.split(" as ")[0].strip())
+        for match in IMPORT_FROM.finditer(source)
+        for name in re.sub("#.*", "", match[2] or match[3]).split(",")
+        if name.strip()
     )
 
 
@@ -217,5 +233,5 @@ def absent_from_modules(tree: Mapping[str, str]) -> Iterator[tuple[str, str, str
     for path, text in tree.items():
         if path.endswith(".py"):
             for module, name in imported_names(text):
-                if module in own and name not in names_of(tree[own[module]]):
+                if module in own and name not in names_of(tree[own[module]]).bound:
                     yield path, module, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,8 +58,16 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 FILLED = Kind("a string that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
+PATTERN = Kind("a regular expression", is_pattern)
 TEXTS = Kind("a list of strings", is_texts)
 TEXT_OR_TEXTS = Kind(
     "a string or a list of strings", lambda value: isinstance(value, str) or (is_texts(value) and value != [])
@@ -107,7 +116,7 @@ TASK = Table(
         "one": OPTIONS,
         "files": ALL_TEXTS,
         "features": ALL_TEXTS,
-        "with": Table(others=Table({"words": FILLED, "facts": Table(FACTS, others=ANY), "build": OPTIONS})),
+        "with": Table(others=Table({"words": PATTERN, "facts": Table(FACTS, others=ANY), "build": OPTIONS})),
         "data": Table({"sample": SOURCE}, required=("sample",), others=SOURCE),
         "excludes": Rows(
             Table(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scaffold.answers import Answers
-from scaffold.catalog import load_catalog
+from scaffold.catalog import Catalog, load_catalog
 from scaffold.lint import (
     BUDGETS,
     BY_OTHERS,
@@ -33,8 +33,6 @@ from scaffold.matrix import RememberingRenderer
 from scaffold.plan import make_plan
 from scaffold.render import Renderer
 from tests.matrix import thinned, valid
-
-VOCABULARY = Vocabulary(load_catalog())
 
 
 def unlike_imports(tree: Mapping[str, str], requires: Iterable[str]) -> set[str]:
@@ -88,8 +86,8 @@ class Findings:
     longest: dict[str, int] = field(default_factory=dict)
 
 
-def examine(projects: Iterable[Answers]) -> Findings:
-    catalog = load_catalog()
+def examine(projects: Iterable[Answers], catalog: Catalog) -> Findings:
+    vocabulary = Vocabulary(catalog)
     renderer = RememberingRenderer(catalog)
     found = Findings()
     checked: set[str] = set()
@@ -99,7 +97,7 @@ def examine(projects: Iterable[Answers]) -> Findings:
         found.projects += 1
         if packages := unlike_imports(tree, plan.facts["requires"]):
             found.problems.append(f"{answers}: requires or imports {packages}")
-        if absent := VOCABULARY.absent(tree.values(), answers):
+        if absent := vocabulary.absent(tree.values(), answers):
             found.problems.append(f"{answers}: speaks of {absent}")
         for path, text in tree.items():
             if text in checked:
@@ -123,7 +121,7 @@ def examine(projects: Iterable[Answers]) -> Findings:
 
 @pytest.fixture(scope="module")
 def findings() -> Findings:
-    return examine(thinned(load_catalog()))
+    return examine(thinned(catalog := load_catalog()), catalog)
 
 
 def test_remembered_files_are_those_that_would_be_rendered() -> None:
@@ -142,7 +140,8 @@ def test_no_project_has_a_problem(findings: Findings) -> None:
 @pytest.mark.complete
 @pytest.mark.parametrize("task", load_catalog().tasks)
 def test_no_project_of_a_task_has_a_problem(task: str, tmp_path: Path) -> None:
-    findings = examine(answers for answers in valid(load_catalog()) if answers.task == task)
+    catalog = load_catalog()
+    findings = examine((answers for answers in valid(catalog) if answers.task == task), catalog)
     assert findings.projects > 1000
     assert findings.problems == []
     write_cover(findings, tmp_path)
@@ -208,9 +207,9 @@ def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
     assert unlike_imports(tree, plan.facts["requires"]) == set()
     assert unlike_imports(tree | {"more.py": "import PIL\n"}, plan.facts["requires"]) == {"PIL"}
     assert unlike_imports(tree, [*plan.facts["requires"], "wandb>=0.18"]) == {"wandb"}
-    train = tree["train.py"]
-    assert VOCABULARY.absent([train], answers) == set()
-    assert VOCABULARY.absent([train + "# works with DDP\n"], answers)
+    train, vocabulary = tree["train.py"], Vocabulary(catalog)
+    assert vocabulary.absent([train], answers) == set()
+    assert vocabulary.absent([train + "# works with DDP\n"], answers)
     assert residue(train) == ""
     assert residue(train + "{{ slot }}")
     assert options(train) == options_by_syntax(train)
