@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from jinja2 import Environment, TemplateSyntaxError, meta, nodes
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
 
 from scaffold.answers import Answers
 from scaffold.axes import BY_KEY
@@ -20,11 +20,13 @@ from scaffold.examine import (
     Thin,
     examine,
     missing,
+    no_macro,
     offered_thinned,
     projects_of_logger,
     projects_of_task,
     syntax_problem,
     undefined_problem,
+    wrong_call,
 )
 from scaffold.lint import Vocabulary
 from scaffold.manifest import FACTS, Problem, read_manifest
@@ -329,6 +331,7 @@ def template_problems(
         name = place.called(path)
         try:
             source = path.read_text(encoding="utf-8")
+            yield from of_another_folder(place, name, source)
             trees[name] = env.parse(source, name, str(path))
             env.compile(source, name, str(path))
         except UnicodeDecodeError:
@@ -352,6 +355,8 @@ def template_problems(
                 yield Problem(with_macros, f"the macro {name!r} is missing", advice)
     if facts is not None:
         yield from undefined_facts(trees, facts, env)
+    for name, tree in trees.items():
+        yield from wrong_macros(name, tree, env)
     if isinstance(item, Task):
         yield from unread_facts(f"{place.name}/task.toml", item, trees)
     for script in sorted(place.folder.glob("*.py")):
@@ -360,6 +365,14 @@ def template_problems(
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None) or 1
             yield Problem(f"{place.called(script)}:{line}", f"it is no Python: {error}", "see the line")
+
+
+def of_another_folder(place: Place, name: str, source: str) -> Iterator[Problem]:
+    """Templates of other tasks and loggers that a template names: it was copied from there, most likely."""
+    for number, line in enumerate(source.split("\n"), 1):
+        for other in re.findall(r"[\"']((?:tasks|loggers)/[\w-]+)/", line):
+            if other != place.name:
+                yield Problem(f"{name}:{number}", f"it names a template of {other}", f"write {place.name}/")
 
 
 def undefined_facts(trees: dict[str, nodes.Template], facts: set[str], env: Environment) -> Iterator[Problem]:
@@ -376,6 +389,42 @@ def undefined_facts(trees: dict[str, nodes.Template], facts: set[str], env: Envi
         for node in tree.find_all(nodes.Name):
             if node.ctx == "load" and node.name in unknown - asked:
                 yield undefined_problem(f"{name}:{node.lineno}", f"'{node.name}' is undefined")
+
+
+def wrong_macros(name: str, tree: nodes.Template, env: Environment) -> Iterator[Problem]:
+    """Calls of macros that the imported template does not have, or with what they do not take."""
+    for node in tree.find_all(nodes.Import):
+        if not (isinstance(node.template, nodes.Const) and env.loader):
+            continue
+        try:
+            imported = env.parse(env.loader.get_source(env, node.template.value)[0])
+        except TemplateError:
+            continue  # said elsewhere
+        macros = {macro.name: macro for macro in imported.find_all(nodes.Macro)}
+        known = {target.name for target in imported.find_all(nodes.Name) if target.ctx == "store"}
+        for use in tree.find_all(nodes.Getattr):
+            if is_of(use, node.target) and use.attr not in {*macros, *known}:
+                yield no_macro(f"{name}:{use.lineno}", use.attr)
+        for call in tree.find_all(nodes.Call):
+            called = call.node
+            if isinstance(called, nodes.Getattr) and is_of(called, node.target) and called.attr in macros:
+                takes = [argument.name for argument in macros[called.attr].args]
+                for what in unfit_arguments(call, takes):
+                    text = f"TypeError: macro {called.attr!r} takes {what}"
+                    yield wrong_call(f"{name}:{call.lineno}", text)
+
+
+def is_of(use: nodes.Getattr, alias: str) -> bool:
+    return isinstance(use.node, nodes.Name) and use.node.name == alias
+
+
+def unfit_arguments(call: nodes.Call, takes: list[str]) -> Iterator[str]:
+    """What a macro says of a call that does not fit."""
+    for pair in call.kwargs:
+        if pair.key not in takes:
+            yield f"no keyword argument {pair.key!r}"
+    if len(call.args) > len(takes):
+        yield f"not more than {len(takes)} argument(s)"
 
 
 def unread_facts(where: str, task: Task, trees: dict[str, nodes.Template]) -> Iterator[Problem]:

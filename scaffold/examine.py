@@ -159,9 +159,7 @@ class Examiner(RememberingRenderer):
         where = self.location(error) or template
         if isinstance(error, UndefinedError):
             return undefined_problem(where, str(error.message))
-        return Problem(
-            where, f"{type(error).__name__}: {error}", "see docs/extending.md for what macros take"
-        )
+        return wrong_call(where, f"{type(error).__name__}: {error}")
 
     def location(self, error: Exception) -> str:
         """The last line of the folder that an error came through, else of any template."""
@@ -213,10 +211,9 @@ class Examiner(RememberingRenderer):
             what = f"{path} is longer than {most} lines"
             yield Problem(template, what, "put what is not the loop into a file of its own, see [files]")
 
-    def of_options(self, answers: Answers, text: str) -> Iterator[Problem]:
+    def of_options(self, task: Task, text: str) -> Iterator[Problem]:
         """What train.py defines against what it reads, and against the manifest."""
-        where = f"tasks/{answers.task}/train.py.jinja"
-        task = self.catalog_task
+        where = f"tasks/{task.name}/train.py.jinja"
         defined, used = options(text)
         sizes = {name.replace("-", "_") for name in task.small}
         for name in sorted(defined - used):
@@ -251,7 +248,7 @@ class Examiner(RememberingRenderer):
             )
         for word in sorted(words.absent(tree.values(), answers)):
             yield self.absent_word(word, plan, tree, words)
-        own = {Path(path).stem for path in tree} | {"pytest"}
+        own = {Path(path).stem for path in plan.files} | {"pytest"}
         imported = frozenset[str]().union(
             *(imports(text) for path, text in tree.items() if path.endswith(".py"))
         )
@@ -271,9 +268,6 @@ class Examiner(RememberingRenderer):
         return self.at_line(
             plan.files[path], tree[path], number, f"{what}, where it is not chosen", "put it under `#: if`"
         )
-
-    def catalog_of(self, task: Task) -> None:
-        self.catalog_task = task
 
 
 def origins(place: Place) -> dict[str, str]:
@@ -295,10 +289,18 @@ def syntax_problem(error: TemplateSyntaxError, name: str) -> Problem:
     return Problem(f"{name}:{error.lineno}", f"no template: {error.message}", "see Jinja's documentation")
 
 
+def no_macro(where: str, name: str) -> Problem:
+    return Problem(where, f"there is no macro {name!r} in what is imported there", "see its file")
+
+
+def wrong_call(where: str, message: str) -> Problem:
+    return Problem(where, message, "see docs/extending.md for what macros take")
+
+
 def undefined_problem(where: str, message: str) -> Problem:
     macro = re.search(r"TemplateModule object' has no attribute '(\w+)'", message)
     if macro:
-        return Problem(where, f"there is no macro {macro[1]!r} in what is imported there", "see its file")
+        return no_macro(where, macro[1])
     return Problem(where, message, "name a fact of the plan or of the manifest")
 
 
@@ -338,10 +340,10 @@ def examine(place: Place, catalog: Catalog, vocabulary: Vocabulary, projects: It
         sizes.add(len(files) + 1)  # .scaffold.toml comes with them
         problems = dict.fromkeys(problem for file in files.values() for problem in file.problems)
         tree = {path: file.text for path, file in files.items() if file.text is not None}
-        if len(tree) == len(files):
-            examiner.catalog_of(catalog.tasks[answers.task])
-            problems |= dict.fromkeys(examiner.of_options(answers, tree["train.py"]))
-            problems |= dict.fromkeys(examiner.of_project(answers, plan, tree, vocabulary))
+        if "train.py" in tree:
+            task = catalog.tasks[answers.task]
+            problems |= dict.fromkeys(examiner.of_options(task, tree["train.py"]))
+        problems |= dict.fromkeys(examiner.of_project(answers, plan, tree, vocabulary))
         for problem in problems:
             count, example = found.get(problem, (0, as_words(answers)))
             found[problem] = count + 1, example

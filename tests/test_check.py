@@ -243,6 +243,12 @@ DAMAGES = {
         "epoch=20",
         f"{TRAIN}:22: TypeError: macro 'common' takes no keyword",
     ),
+    "another-folder": (
+        DATA,
+        '"tasks/line/',
+        '"tasks/tabular/',
+        f"{DATA}:2: it names a template of tasks/tabular; write",
+    ),
     "include": (DATA, '"_lib/order', '"_lib/ordr', "_lib/ordr.py.jinja: it is missing; "),
     "small-data-macro": (
         "tasks/line/small_data.py.jinja",
@@ -405,6 +411,18 @@ def test_all_problems_at_once_and_equal_ones_once(copy: Path) -> None:
     assert found["'robst' is undefined"].combinations == report.combinations
     example = "task=line data=sample hardware=cpu precision=fp32 distributed=none logger=tensorboard,wandb "
     assert found["'robst' is undefined"].example.startswith(example)
+
+
+def test_all_wrong_macros_of_a_template(copy: Path) -> None:
+    change(copy, TRAIN, "start.steps()", "start.stpes()")
+    change(copy, TRAIN, "epochs=20", "epoch=20")
+    change(copy, TRAIN, "loop_.record()", "loop_.record(1)")
+    (report,) = check(copy / "tasks/line", few)
+    assert [(problem.where, problem.problem) for problem in report.problems] == [
+        (f"{TRAIN}:62", "there is no macro 'stpes' in what is imported there"),
+        (f"{TRAIN}:22", "TypeError: macro 'common' takes no keyword argument 'epoch'"),
+        (f"{TRAIN}:69", "TypeError: macro 'record' takes not more than 0 argument(s)"),
+    ]
 
 
 def state(report: Report) -> str:
