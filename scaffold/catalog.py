@@ -15,6 +15,7 @@ from typing import Any
 
 from scaffold.axes import AXES, BY_KEY
 from scaffold.errors import RequestError
+from scaffold.manifest import read_manifest
 
 PLUGINS = "scaffold.plugins"
 EVERY_TASKS_DATA = {"sample": "small and real, there without a network", "files": "your own files"}
@@ -157,8 +158,16 @@ def read_exclusion(row: dict[str, Any]) -> Exclusion:
     return Exclusion(when, row["because"], row["choose"])
 
 
+def sound_manifest(file: Path) -> dict[str, Any]:
+    """What a manifest holds; `scaffold check` says all that is wrong with one that is not sound."""
+    manifest, problems = read_manifest(file, str(file))
+    if problems:
+        raise RequestError(problems[0].line)
+    return manifest
+
+
 def read_task(folder: Path) -> Task:
-    manifest = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))
+    manifest = sound_manifest(folder / "task.toml")
     return Task(
         name=folder.name,
         folder=folder,
@@ -181,7 +190,7 @@ def read_task(folder: Path) -> Task:
 
 
 def read_logger(folder: Path) -> Logger:
-    manifest = tomllib.loads((folder / "logger.toml").read_text(encoding="utf-8"))
+    manifest = sound_manifest(folder / "logger.toml")
     return Logger(
         name=folder.name,
         folder=folder,
@@ -202,7 +211,11 @@ def plugin_folders() -> list[Path]:
 
 def load_catalog(*extra: Path) -> Catalog:
     """The built-in folders, then plug-ins, then `extra`; a later folder of the same name wins."""
-    roots = (templates_folder(), *plugin_folders(), *extra)
+    return read_catalog((templates_folder(), *plugin_folders(), *extra))
+
+
+def read_catalog(roots: tuple[Path, ...]) -> Catalog:
+    """The folders below some roots, of which the first has the features of every task."""
     tasks, loggers = {}, {}
     for root in roots:
         for manifest in sorted(root.glob("tasks/*/task.toml")):

@@ -339,6 +339,30 @@ def verify(
 
 
 @app.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="tasks/ and loggers/, or one task or logger folder")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Look at task and logger folders of your own, over all the projects that they can become."""
+    with one_line():
+        from dataclasses import asdict
+
+        from scaffold.check import check as reports_of
+        from scaffold.report import report_lines
+
+        reports = []
+        for report in reports_of(folder):
+            reports.append(report)
+            if not as_json:
+                typer.echo("\n".join(report_lines(report)))
+    if as_json:
+        typer.echo(json.dumps([asdict(report) for report in reports], indent=2))
+    raise typer.Exit(any(report.state == "broken" for report in reports))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog
@@ -346,7 +370,8 @@ def doctor(as_json: JsonOption = False) -> None:
     from scaffold.rules import default, usable_hardware
 
     found = inspect()
-    catalog = load_catalog()
+    with one_line():
+        catalog = load_catalog()
     chosen = {"hardware": usable_hardware(catalog, found["hardware"])}
     found["defaults"] = chosen | {key: default(key, chosen, catalog) for key in ("precision", "distributed")}
     if as_json:

@@ -13,6 +13,8 @@ from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules
 
 if TYPE_CHECKING:
+    from scaffold.check import Finding as Fault
+    from scaffold.check import Report
     from scaffold.verify import Finding
 
 
@@ -141,3 +143,24 @@ def finding_lines(finding: Finding) -> Iterator[str]:
 def summary(findings: list[Finding]) -> str:
     states = Counter(finding.state for finding in findings)
     return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """A line for each problem of a folder, and one that says what was looked at."""
+    for fault in report.problems:
+        yield fault_line(fault, report.combinations)
+    number = len(report.problems)
+    result = f"{number} problem{'s' if number > 1 else ''}" if number else report.state
+    if report.combinations:
+        fewest, most = report.files
+        files = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        yield f"{report.folder}: {report.combinations} combinations, {files} files each: {result}"
+    else:
+        yield f"{report.folder}: nothing rendered: {result}"
+
+
+def fault_line(fault: Fault, combinations: int) -> str:
+    line = f"{fault.where}: {fault.problem}; {fault.instead}"
+    if not fault.combinations:
+        return line
+    return f"{line} ({fault.combinations} of {combinations} combinations, as {fault.example})"

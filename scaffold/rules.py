@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scaffold.answers import Answers
+from scaffold.answers import Answers, parse_words
 from scaffold.axes import AXES, BY_KEY, Axis
 from scaffold.catalog import Catalog, unknown
 from scaffold.errors import RequestError
@@ -140,6 +140,19 @@ def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
 def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | None:
     """The first rule that (possibly partial) answers break."""
     return next((rule for rule in all_rules(catalog) if rule.applies(answers)), None)
+
+
+def followed(choose: str, answers: Mapping[str, tuple[str, ...]]) -> list[dict[str, tuple[str, ...]]]:
+    """The answers after following a rule's advice, one for each alternative."""
+    found = []
+    for advice in choose.split(" or "):
+        if advice.startswith("without "):
+            left = tuple(item for item in answers["with"] if item != advice.removeprefix("without "))
+            found.append({**answers, "with": left})
+        else:
+            change = parse_words([advice], {})
+            found.append({**answers, **{k: v if isinstance(v, tuple) else (v,) for k, v in change.items()}})
+    return found
 
 
 def default(key: str, chosen: Mapping[str, Any], catalog: Catalog, machine: str | None = None) -> Any:

@@ -1,29 +1,16 @@
-"""Every combination there is, and an oracle that knows the rules without reading them."""
+"""An oracle that knows the rules without reading them, and the combinations that it lets pass."""
 
 from __future__ import annotations
 
-import itertools
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from scaffold import matrix
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog, templates_folder
-
-
-def subsets(items: list[str]) -> list[tuple[str, ...]]:
-    return [chosen for size in range(len(items) + 1) for chosen in itertools.combinations(items, size)]
-
-
-def everything(catalog: Catalog) -> Iterator[Answers]:
-    """The whole product, valid or not, of what the catalog offers for each task."""
-    for task in catalog.tasks:
-        axes = [list(catalog.values(key, task)) for key in ("data", "hardware", "precision", "distributed")]
-        loggers = subsets(list(catalog.loggers))
-        features = subsets(list(catalog.values("with", task)))
-        for values in itertools.product(*axes, loggers, features):
-            yield Answers("demo", task, *values)
+from scaffold.matrix import everything
 
 
 @cache
@@ -60,17 +47,4 @@ def valid(catalog: Catalog) -> Iterator[Answers]:
 
 
 def thinned(catalog: Catalog) -> Iterator[Answers]:
-    """Of these, on the sample data all with at most two features or with all of them, on other data with one.
-
-    Loggers are all of them or none but for projects with at most one feature, which have any one or two.
-    """
-    for answers in valid(catalog):
-        never = [
-            row["when"] for row in manifest(answers.task).get("excludes", ()) if list(row["when"]) == ["with"]
-        ]
-        many = len(catalog.values("with", answers.task)) - sum(len(when["with"]) for when in never)
-        size = len(answers.features)
-        if size not in (many, many - 1) and size > (2 if answers.data == "sample" else 1):
-            continue
-        if len(answers.loggers) in (0, len(catalog.loggers)) or (size <= 1 and len(answers.loggers) <= 2):
-            yield answers
+    return matrix.thinned(catalog, oracle)

@@ -6,40 +6,27 @@ import ast
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scaffold.catalog import load_catalog, templates_folder
+from scaffold.catalog import Catalog, load_catalog
 from scaffold.plan import make_plan
+from scaffold.project import with_manifest, write
 from scaffold.render import Renderer
 from scaffold.rules import complete
+from tests.matrix import thinned, valid
+from tests.projects import train_ranks, values
+from tests.test_matrix import check_black, check_ruff, examine, write_cover
 
-LOGGER = """#: macro init()
-log_file = csv.writer((args.output_dir / "log.csv").open("a"))
-#: endmacro
-#: macro log()
-log_file.writerow([step, *metrics.values()])
-#: endmacro
-#: macro finish()
-log_file.writerow(["end"])
-#: endmacro
-"""
+EXAMPLE = Path(__file__).parent.parent / "examples" / "lab_templates"
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A real installed distribution: a package folder and its entry point."""
-    folder = tmp_path / "lab_templates"
-    logger = folder / "loggers" / "csv-file"
-    logger.mkdir(parents=True)
-    (folder / "__init__.py").touch()
-    (logger / "logger.toml").write_text('help = "a CSV file"\nrequires = []\nimports = ["import csv"]\n')
-    (logger / "logger.py.jinja").write_text(LOGGER)
-    task = folder / "tasks" / "lab-table"
-    shutil.copytree(templates_folder() / "tasks" / "tabular", task)
-    for template in task.rglob("*.jinja"):
-        template.write_text(template.read_text().replace("tasks/tabular/", "tasks/lab-table/"))
+    shutil.copytree(EXAMPLE, tmp_path / "lab_templates")
     info = tmp_path / "lab-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab\nVersion: 1.0\n")
@@ -48,16 +35,25 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def line_alone() -> Catalog:
+    """The catalog with the package's task and every logger, the package's too."""
+    catalog = load_catalog()
+    return replace(catalog, tasks={"line": catalog.tasks["line"]})
+
+
 def test_plugin_is_found_and_rendered(package: Path) -> None:
     catalog = load_catalog()
-    assert "lab-table" in catalog.tasks
+    assert "line" in catalog.tasks
     assert "csv-file" in catalog.loggers
-    choice = {"name": "demo", "task": "lab-table", "logger": ("csv-file", "tensorboard"), "with": ("ema",)}
+    choice = {"name": "demo", "task": "line", "logger": ("csv-file", "tensorboard"), "with": ("ema",)}
     tree = Renderer(catalog).tree(make_plan(complete(choice, catalog), catalog))
     ast.parse(tree["train.py"])
     assert "import csv\n" in tree["loggers.py"]
     assert "def log_to_csv_file(rows: Rows, args: Namespace) -> None:\n" in tree["loggers.py"]
-    assert "        log_file.writerow([step, *metrics.values()])\n" in tree["loggers.py"]
+    assert (
+        "        log.writerows([step, name, value] for name, value in metrics.items())\n"
+        in tree["loggers.py"]
+    )
 
 
 def test_a_logger_that_takes_no_pictures(package: Path) -> None:
@@ -70,11 +66,49 @@ def test_a_logger_that_takes_no_pictures(package: Path) -> None:
 
 def test_without_the_plugin_it_is_unknown() -> None:
     catalog = load_catalog()
-    assert "lab-table" not in catalog.tasks
+    assert "line" not in catalog.tasks
     assert "csv-file" not in catalog.loggers
 
 
-def test_plugin_project_trains(package: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.complete)])
+def test_the_matrix_of_a_plugin(package: Path, tmp_path: Path, all_of_them: bool) -> None:
+    """Its task, and its logger in every set of loggers, meet every other choice and hold what ours hold."""
+    catalog = line_alone()
+    findings = examine((valid if all_of_them else thinned)(catalog), catalog)
+    assert findings.projects > (50_000 if all_of_them else 3000)
+    assert findings.problems == []
+    root = tmp_path / "cover"
+    root.mkdir()
+    write_cover(findings, root)
+    assert check_ruff(root) == check_black(root) == ""
+
+
+def test_the_matrix_of_a_plugin_can_fail(package: Path) -> None:
+    template = package / "lab_templates" / "tasks" / "line" / "model.py.jinja"
+    template.write_text(template.read_text().replace("one weight", "one weight for torchrun"))
+    catalog = line_alone()
+    few = [answers for answers in thinned(catalog) if not answers.features and len(answers.loggers) == 1]
+    assert {answers.distributed for answers in few} == {"none", "ddp", "fsdp"}
+    problems = examine(few, catalog).problems
+    assert 0 < len(problems) == sum(answers.distributed == "none" for answers in few)
+
+
+@pytest.mark.parametrize("distributed", ["none", "ddp"])
+def test_plugin_project_trains(package: Path, tmp_path: Path, distributed: str) -> None:
+    catalog = load_catalog()
+    given = {"name": "demo", "task": "line", "hardware": "cpu", "distributed": distributed}
+    answers = complete(given | {"logger": ("csv-file",)}, catalog)
+    project = tmp_path / "demo"
+    write(with_manifest(Renderer(catalog).tree(make_plan(answers, catalog)), answers), project)
+    out = tmp_path / "run"
+    train_ranks(project, "--output-dir", out, "--max-steps", 2, ranks=2 if distributed == "ddp" else 0)
+    losses = values(out, "train/loss")
+    assert list(losses) == [1, 2]
+    rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
+    assert {int(step): float(value) for step, name, value in rows if name == "train/loss"} == losses
+
+
+def test_plugin_on_the_command_line(package: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -83,17 +117,14 @@ def test_plugin_project_trains(package: Path, tmp_path: Path) -> None:
         "demo",
         "--yes",
         "--task",
-        "lab-table",
+        "line",
         "--logger",
         "csv-file",
     ]
     environment = {
         "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(package),
-        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{package}:{EXAMPLE.parent.parent}",
         "HOME": str(tmp_path),
     }
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=60)
-    train = [sys.executable, "train.py", "--max-steps", "3"]
-    subprocess.run(train, check=True, cwd=tmp_path / "demo", env=environment, timeout=120)
-    assert (tmp_path / "demo/runs/demo/log.csv").read_text().count("\n") == 4
+    assert (tmp_path / "demo" / "loggers.py").exists()

@@ -7,107 +7,44 @@ from __future__ import annotations
 
 import ast
 import random
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
-from jinja2.runtime import Context
 
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.lint import (
+    BUDGETS,
+    BY_OTHERS,
+    IMPORTED_AS,
+    MOST_OPTIONS,
+    Vocabulary,
+    imports,
+    options,
+    required_names,
+    residue,
+)
+from scaffold.matrix import RememberingRenderer
 from scaffold.plan import make_plan
 from scaffold.render import Renderer
 from tests.matrix import thinned, valid
-
-RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#!|\0|jinja|scaffold", re.IGNORECASE)
-
-# Words that speak of one choice, and the choice. A project may hold a word only if it was made.
-WORDS = {
-    r"torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp fsdp"),
-    r"\bddp\b|ddp_|DistributedDataParallel": ("distributed", "ddp"),
-    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
-    r"\bxla|\btpu": ("hardware", "tpu"),
-    r"fsdp|fully_shard|shard|\bdcp\b": ("distributed", "fsdp"),
-    r"deepspeed": ("distributed", "deepspeed"),
-    r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
-    r"bfloat16": ("precision", "bf16"),
-    r"tf32|matmul_precision": ("precision", "tf32"),
-    r"accum|micro_|window": ("with", "grad-accum"),
-    r"clip_grad|clip-grad": ("with", "grad-clip"),
-    r"\bema\b|_ema\b|ema_": ("with", "ema"),
-    r"patience|stale": ("with", "early-stopping"),
-    r"\bcompile": ("with", "compile"),
-    r"deterministic|CUBLAS": ("with", "deterministic"),
-    r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
-    r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
-    r"wandb": ("logger", "wandb"),
-    r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
-} | {  # those of the tasks' own features
-    change["words"]: ("with", name)
-    for task in load_catalog().tasks.values()
-    for name, change in task.changes.items()
-    if "words" in change
-}
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
-BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
-PATTERNS = {word: re.compile(word, re.IGNORECASE) for word in WORDS}
-
-
-@cache
-def words_on(line: str) -> frozenset[str]:
-    return frozenset(word for word, pattern in PATTERNS.items() if pattern.search(line))
-
-
-@cache
-def words_in(text: str) -> frozenset[str]:
-    return frozenset().union(*map(words_on, text.split("\n")))
-
-
-def was_chosen(word: str, answers: Answers) -> bool:
-    key, values = WORDS[word]
-    return not set(values.split()).isdisjoint(answers.chosen(key))
-
-
-def absent_words(texts: Iterable[str], answers: Answers) -> set[str]:
-    found = frozenset().union(*(words_in(text) for text in texts))
-    return {word for word in found if not was_chosen(word, answers)}
-
-
-@cache
-def residue_on(line: str) -> str:
-    match = RESIDUE.search(line)
-    return match[0] if match else ""
-
-
-def residue(text: str) -> str:
-    """What a template left behind, or a word of the tool itself."""
-    return next(filter(None, map(residue_on, text.split("\n"))), "")
-
-
-@cache
-def imports(source: str) -> frozenset[str]:
-    """The packages that a module imports, without Python's own."""
-    found = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
-    return frozenset(found) - sys.stdlib_module_names
 
 
 def unlike_imports(tree: Mapping[str, str], requires: Iterable[str]) -> set[str]:
     """Packages that a project imports and does not require, or the other way round."""
     own = {Path(path).stem for path in tree}
     imported = frozenset().union(*(imports(text) for path, text in tree.items() if path.endswith(".py")))
-    required = {re.split(r"[<>=\[ ]", item)[0] for item in requires} - BY_OTHERS
+    required = required_names(requires) - BY_OTHERS
     return {IMPORTED_AS.get(name, name) for name in required} ^ (imported - own - {"pytest"})
 
 
-def options(source: str) -> tuple[set[str], set[str]]:
-    """What a program's argument parser defines, and what the program reads from args."""
+def options_by_syntax(source: str) -> tuple[set[str], set[str]]:
+    """As `options`, from the syntax tree."""
     nodes = list(ast.walk(ast.parse(source)))
     defined = {
         node.args[0].value.removeprefix("--").replace("-", "_")
@@ -119,24 +56,6 @@ def options(source: str) -> tuple[set[str], set[str]]:
         for node in nodes
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    return defined, used
-
-
-@cache
-def option_words(line: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    defined = re.findall(r'add_argument\(\s*"--([\w-]+)"', line)
-    return tuple(d.replace("-", "_") for d in defined), tuple(re.findall(r"\bargs\.(\w+)", line))
-
-
-def options_by_line(source: str) -> tuple[set[str], set[str]]:
-    """As `options`, a line at a time: the same answer, fast enough for every project."""
-    defined: set[str] = set()
-    used: set[str] = set()
-    for line in source.split("\n"):
-        if "add_argument" in line or "args." in line:
-            more_defined, more_used = option_words(line)
-            defined.update(more_defined)
-            used.update(more_used)
     return defined, used
 
 
@@ -167,42 +86,8 @@ class Findings:
     longest: dict[str, int] = field(default_factory=dict)
 
 
-class NotingContext(Context):
-    """Notes the facts that a template reads, also those that it imports."""
-
-    read: ClassVar[set[str]] = set()
-
-    def resolve_or_missing(self, key: str) -> Any:
-        self.read.add(key)
-        return super().resolve_or_missing(key)
-
-
-class RememberingRenderer(Renderer):
-    """Renders a file once for all projects that agree in the facts it reads."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        super().__init__(catalog)
-        self.env.context_class = NotingContext
-        self.reads: dict[str, set[tuple[str, ...]]] = {}  # template -> the sets of facts it was seen to read
-        self.texts: dict[tuple[Any, ...], str] = {}
-
-    def file(self, template: str, facts: Mapping[str, Any], own: frozenset[str]) -> str:
-        for names in self.reads.setdefault(template, set()):
-            if (text := self.texts.get(self.key(template, names, facts))) is not None:
-                return text
-        NotingContext.read.clear()
-        text = super().file(template, facts, own)
-        names = tuple(sorted(NotingContext.read))
-        self.reads[template].add(names)
-        self.texts[self.key(template, names, facts)] = text
-        return text
-
-    def key(self, template: str, names: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[Any, ...]:
-        return (template, names, *(str(facts.get(name)) for name in names))
-
-
-def examine(projects: Iterable[Answers]) -> Findings:
-    catalog = load_catalog()
+def examine(projects: Iterable[Answers], catalog: Catalog) -> Findings:
+    vocabulary = Vocabulary(catalog)
     renderer = RememberingRenderer(catalog)
     found = Findings()
     checked: set[str] = set()
@@ -212,7 +97,7 @@ def examine(projects: Iterable[Answers]) -> Findings:
         found.projects += 1
         if packages := unlike_imports(tree, plan.facts["requires"]):
             found.problems.append(f"{answers}: requires or imports {packages}")
-        if absent := absent_words(tree.values(), answers):
+        if absent := vocabulary.absent(tree.values(), answers):
             found.problems.append(f"{answers}: speaks of {absent}")
         for path, text in tree.items():
             if text in checked:
@@ -224,19 +109,19 @@ def examine(projects: Iterable[Answers]) -> Findings:
             if path.endswith(".py"):
                 found.cover.add(path, text)
             if path == "train.py":
-                defined, used = options_by_line(text)
+                defined, used = options(text)
                 if defined != used:
                     found.problems.append(f"{answers}: options {defined ^ used}")
                 # sizes of a model are counted apart
                 sizes = {name.replace("-", "_") for name in catalog.task(answers.task).small}
-                if len(defined - sizes) > 20:
+                if len(defined - sizes) > MOST_OPTIONS:
                     found.problems.append(f"{answers}: {len(defined)} options")
     return found
 
 
 @pytest.fixture(scope="module")
 def findings() -> Findings:
-    return examine(thinned(load_catalog()))
+    return examine(thinned(catalog := load_catalog()), catalog)
 
 
 def test_remembered_files_are_those_that_would_be_rendered() -> None:
@@ -255,7 +140,8 @@ def test_no_project_has_a_problem(findings: Findings) -> None:
 @pytest.mark.complete
 @pytest.mark.parametrize("task", load_catalog().tasks)
 def test_no_project_of_a_task_has_a_problem(task: str, tmp_path: Path) -> None:
-    findings = examine(answers for answers in valid(load_catalog()) if answers.task == task)
+    catalog = load_catalog()
+    findings = examine((answers for answers in valid(catalog) if answers.task == task), catalog)
     assert findings.projects > 1000
     assert findings.problems == []
     write_cover(findings, tmp_path)
@@ -263,10 +149,8 @@ def test_no_project_of_a_task_has_a_problem(task: str, tmp_path: Path) -> None:
 
 
 def test_line_budgets(findings: Findings) -> None:
-    assert findings.longest["train.py"] <= 300
-    assert findings.longest["model.py"] <= 150
-    assert findings.longest["data.py"] <= 150
-    assert findings.longest["checkpoint.py"] <= 190
+    for path, most in BUDGETS.items():
+        assert findings.longest[path] <= most
     plain = Renderer(catalog := load_catalog()).tree(
         make_plan(Answers("demo", "image-classification", "sample", "cpu", "fp32", "none"), catalog)
     )
@@ -323,13 +207,13 @@ def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
     assert unlike_imports(tree, plan.facts["requires"]) == set()
     assert unlike_imports(tree | {"more.py": "import PIL\n"}, plan.facts["requires"]) == {"PIL"}
     assert unlike_imports(tree, [*plan.facts["requires"], "wandb>=0.18"]) == {"wandb"}
-    train = tree["train.py"]
-    assert absent_words([train], answers) == set()
-    assert absent_words([train + "# works with DDP\n"], answers)
+    train, vocabulary = tree["train.py"], Vocabulary(catalog)
+    assert vocabulary.absent([train], answers) == set()
+    assert vocabulary.absent([train + "# works with DDP\n"], answers)
     assert residue(train) == ""
     assert residue(train + "{{ slot }}")
-    assert options(train) == options_by_line(train)
-    defined, used = options_by_line(train.replace("args.weight_decay", "0.1"))
+    assert options(train) == options_by_syntax(train)
+    defined, used = options(train.replace("args.weight_decay", "0.1"))
     assert defined - used == {"weight_decay"}
     (tmp_path / "train.py").write_text(train.replace("import math\n", "import math\nimport os\n") + "x=1\n")
     assert check_ruff(tmp_path) and check_black(tmp_path)

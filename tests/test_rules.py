@@ -6,12 +6,13 @@ import itertools
 
 import pytest
 
-from scaffold.answers import Answers, parse_words
+from scaffold.answers import Answers
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.errors import RequestError
-from scaffold.rules import RULES, Rule, all_rules, broken, complete, default, why_not
-from tests.matrix import everything, oracle
+from scaffold.matrix import everything
+from scaffold.rules import RULES, Rule, all_rules, broken, complete, default, followed, why_not
+from tests.matrix import oracle
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +45,6 @@ def test_loggers_exclude_nothing(catalog: Catalog) -> None:
     assert not any("logger" in rule.when for rule in all_rules(catalog))
 
 
-def apply(choose: str, answers: dict[str, tuple[str, ...]]) -> list[dict[str, tuple[str, ...]]]:
-    """The answers after following a rule's advice, one per alternative."""
-    found = []
-    for advice in choose.split(" or "):
-        if advice.startswith("without "):
-            left = tuple(item for item in answers["with"] if item != advice.removeprefix("without "))
-            found.append(answers | {"with": left})
-        else:
-            change = parse_words([advice], {})
-            found.append(answers | {k: v if isinstance(v, tuple) else (v,) for k, v in change.items()})
-    return found
-
-
 @pytest.mark.parametrize("rule", all_rules(load_catalog()), ids=lambda rule: rule.id)
 def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> None:
     axes = list(rule.when)
@@ -64,7 +52,7 @@ def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> No
         answers = {axis.key: () if axis.many else (default(axis.key, {}, catalog),) for axis in AXES}
         answers |= {key: (value,) for key, value in zip(axes, values, strict=True)}
         assert rule.applies(answers)
-        for after in apply(rule.choose, answers):
+        for after in followed(rule.choose, answers):
             assert not rule.applies(after)
 
 
@@ -77,7 +65,7 @@ def test_following_advice_ends_at_something_offered(catalog: Catalog) -> None:
         for _ in all_rules(catalog):  # each may be met once
             if (rule := broken(state, catalog)) is None:
                 break
-            state = apply(rule.choose, state)[0]
+            state = followed(rule.choose, state)[0]
         assert broken(state, catalog) is None, answers
 
 

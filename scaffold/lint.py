@@ -1,0 +1,237 @@
+"""What no project may hold, whatever was chosen: pure functions of rendered text."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from symtable import Symbol, SymbolTable, symtable
+
+from scaffold.answers import Answers
+from scaffold.catalog import Catalog
+
+RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!|\0|jinja|scaffold", re.IGNORECASE)
+BUDGETS = {"train.py": 300, "model.py": 150, "data.py": 150, "checkpoint.py": 190}  # lines
+MOST_OPTIONS = 20  # sizes of a model are counted apart
+
+# Words that speak of one choice, and the choice. A project may hold a word only if it was made.
+WORDS = {
+    r"torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp fsdp"),
+    r"\bddp\b|ddp_|DistributedDataParallel": ("distributed", "ddp"),
+    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
+    r"\bxla|\btpu": ("hardware", "tpu"),
+    r"fsdp|fully_shard|shard|\bdcp\b": ("distributed", "fsdp"),
+    r"deepspeed": ("distributed", "deepspeed"),
+    r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
+    r"bfloat16": ("precision", "bf16"),
+    r"tf32|matmul_precision": ("precision", "tf32"),
+    r"accum|micro_|window": ("with", "grad-accum"),
+    r"clip_grad|clip-grad": ("with", "grad-clip"),
+    r"\bema\b|_ema\b|ema_": ("with", "ema"),
+    r"patience|stale": ("with", "early-stopping"),
+    r"\bcompile": ("with", "compile"),
+    r"deterministic|CUBLAS": ("with", "deterministic"),
+    r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
+    r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
+    r"wandb": ("logger", "wandb"),
+    r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
+}
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
+
+
+class Vocabulary:
+    """The words of every choice, those of the tasks' own features too, and where texts hold them."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.words = WORDS | {
+            change["words"]: ("with", name)
+            for task in catalog.tasks.values()
+            for name, change in task.changes.items()
+            if "words" in change
+        }
+        self.patterns = {word: re.compile(word, re.IGNORECASE) for word in self.words}
+        self.in_text = cache(self.find_in_text)
+        self.on_line = cache(self.find_on_line)
+
+    def find_on_line(self, line: str) -> frozenset[str]:
+        return frozenset(word for word, pattern in self.patterns.items() if pattern.search(line))
+
+    def find_in_text(self, text: str) -> frozenset[str]:
+        return frozenset[str]().union(*map(self.on_line, text.split("\n")))
+
+    def was_chosen(self, word: str, answers: Answers) -> bool:
+        key, values = self.words[word]
+        return not set(values.split()).isdisjoint(answers.chosen(key))
+
+    def absent(self, texts: Iterable[str], answers: Answers) -> set[str]:
+        """The words that a project of these answers may not hold, and does."""
+        found = frozenset[str]().union(*map(self.in_text, texts))
+        return {word for word in found if not self.was_chosen(word, answers)}
+
+
+@cache
+def residue_on(line: str) -> str:
+    match = RESIDUE.search(line)
+    return match[0] if match else ""
+
+
+def residue(text: str) -> str:
+    """What a template left behind, or a word of the tool itself."""
+    return next(filter(None, map(residue_on, text.split("\n"))), "")
+
+
+@cache
+def imports(source: str) -> frozenset[str]:
+    """The packages that a module imports, without Python's own."""
+    found = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
+    return frozenset(found) - sys.stdlib_module_names
+
+
+def required_names(requires: Iterable[str]) -> set[str]:
+    return {re.split(r"[^\w.-]", item)[0] for item in requires}
+
+
+@cache
+def option_words(line: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    defined = re.findall(r'add_argument\(\s*"--([\w-]+)"', line)
+    return tuple(d.replace("-", "_") for d in defined), tuple(re.findall(r"\bargs\.(\w+)", line))
+
+
+@lru_cache(maxsize=4096)
+def options(source: str) -> tuple[set[str], set[str]]:
+    """What a program's argument parser defines, and what the program reads from args.
+
+    A line at a time, which is fast enough for every project.
+    """
+    defined: set[str] = set()
+    used: set[str] = set()
+    for line in source.split("\n"):
+        if "add_argument" in line or "args." in line:
+            more_defined, more_used = option_words(line)
+            defined.update(more_defined)
+            used.update(more_used)
+    return defined, used
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a piece of a module binds, imports and reads at module level, and imports inside in vain."""
+
+    bound: frozenset[str]
+    imported: frozenset[str]
+    read: frozenset[str]
+    unused_inside: frozenset[str]
+
+
+def scopes(table: SymbolTable) -> Iterator[SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from scopes(child)
+
+
+@lru_cache(maxsize=16384)
+def names_of_piece(source: str) -> Names:
+    module = symtable(source, "<rendered>", "exec")
+    bound, imported, read, unused = set[str](), set[str](), set[str](), set[str]()
+    for scope in scopes(module):
+        here = set[str]()  # imported inside of a function
+        for symbol in scope.get_symbols():
+            name = symbol.get_name()
+            if scope is module:
+                if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
+                    bound.add(name)
+                if symbol.is_imported():
+                    imported.add(name)
+            elif symbol.is_declared_global() and symbol.is_assigned():
+                bound.add(name)
+            elif symbol.is_imported() and not symbol.is_referenced():
+                here.add(name)
+            if symbol.is_referenced() and (scope is module or symbol.is_global()):
+                read.add(name)
+        if here:
+            inner = {
+                s.get_name() for child in scope.get_children() for s in all_symbols(child) if s.is_free()
+            }
+            unused |= here - inner
+    return Names(*map(frozenset, (bound, imported, read, unused)))
+
+
+def all_symbols(table: SymbolTable) -> Iterator[Symbol]:
+    for scope in scopes(table):
+        yield from scope.get_symbols()
+
+
+@lru_cache(maxsize=4096)
+def names_of(source: str) -> Names:
+    """The names of a module; a syntax error where it is no Python.
+
+    Piece by piece, between two empty lines: projects share most of them.
+    """
+    try:
+        pieces = [names_of_piece(piece) for piece in source.split("\n\n\n")]
+    except SyntaxError:  # or there are two empty lines inside of a string
+        pieces = [names_of_piece(source)]
+    return Names(
+        frozenset[str]().union(*(piece.bound for piece in pieces)),
+        frozenset[str]().union(*(piece.imported for piece in pieces)),
+        frozenset[str]().union(*(piece.read for piece in pieces)),
+        frozenset[str]().union(*(piece.unused_inside for piece in pieces)),
+    )
+
+
+KNOWN = {*dir(builtins), "__file__", "__class__", "__module__", "__qualname__"}
+
+
+def undefined_names(source: str) -> list[tuple[str, int]]:
+    """Names that nothing defines, and the first line of each."""
+    names = names_of(source)
+    return sorted((name, first_line(source, name)) for name in names.read - names.bound - KNOWN)
+
+
+def first_line(source: str, name: str) -> int:
+    lines = [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and n.id == name]
+    return min(lines, default=1)
+
+
+def unused_imports(source: str) -> list[tuple[str, int]]:
+    """Names that are imported, by a module or inside it, and not used; and the line of each."""
+    names = names_of(source)
+    unused = (names.imported - names.read) | names.unused_inside
+    if not unused:
+        return []
+    lines = {
+        alias.asname or alias.name.split(".")[0]: node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    return sorted((name, lines.get(name, 1)) for name in unused)
+
+
+IMPORT_FROM = re.compile(r"^\s*from (\w+) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE)
+
+
+@lru_cache(maxsize=4096)
+def imported_names(source: str) -> frozenset[tuple[str, str]]:
+    """Module and name of each `from module import name`."""
+    return frozenset(
+        (match[1], name.split(" as ")[0].strip())
+        for match in IMPORT_FROM.finditer(source)
+        for name in re.sub("#.*", "", match[2] or match[3]).split(",")
+        if name.strip()
+    )
+
+
+def absent_from_modules(tree: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What a project's files import from one another, and is not there: path, module, name."""
+    own = {path.removesuffix(".py"): path for path in tree if path.endswith(".py") and "/" not in path}
+    for path, text in tree.items():
+        if path.endswith(".py"):
+            for module, name in imported_names(text):
+                if module in own and name not in names_of(tree[own[module]]).bound:
+                    yield path, module, name
