@@ -24,7 +24,7 @@ WORDS = {
     r"\bddp\b|ddp_|DistributedDataParallel": ("distributed", "ddp"),
     r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
     r"\bxla|\btpu": ("hardware", "tpu"),
-    r"fsdp|fully_shard|shard|\bdcp\b": ("distributed", "fsdp"),
+    r"fsdp|fully_shard|\bshard\(|sharded|\bdcp\b": ("distributed", "fsdp"),
     r"deepspeed": ("distributed", "deepspeed"),
     r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
     r"bfloat16": ("precision", "bf16"),

@@ -89,6 +89,7 @@ FACTS: dict[str, Shape] = {
     "pictures": FLAG,
     "falls": NUMBER,
     "learns_one_batch": FLAG,
+    "timed": FLAG,
     "networks": TEXTS,
     "saved": TEXTS,
     "data_file": TEXT,

@@ -18,7 +18,7 @@ from scaffold.report import report_lines
 from scaffold.rules import complete
 from tests.conftest import Run
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "lab_templates"
+EXAMPLE = Path(__file__).parent.parent / "docs" / "example" / "lab_templates"
 TASK, LOGGER = "tasks/line/task.toml", "loggers/csv-file/logger.toml"
 TRAIN, DATA, MODEL = (f"tasks/line/{name}.py.jinja" for name in ("train", "data", "model"))
 LOG = "loggers/csv-file/logger.py.jinja"

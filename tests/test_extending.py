@@ -20,7 +20,7 @@ from tests.matrix import thinned, valid
 from tests.projects import train_ranks, values
 from tests.test_matrix import check_black, check_ruff, examine, write_cover
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "lab_templates"
+EXAMPLE = Path(__file__).parent.parent / "docs" / "example" / "lab_templates"
 
 
 @pytest.fixture
