@@ -36,6 +36,7 @@ class Source:
     option: str = ""  # help of --data where the user names a path, else empty
     default: str = ""  # and its default
     target: bool = False  # the user also names the column to predict
+    first: str = ""  # a command that makes the data ready, once
     only_with: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)  # that come with it alone, and what each is
@@ -146,6 +147,7 @@ def read_source(row: dict[str, Any]) -> Source:
         option=row.get("option", ""),
         default=row.get("default", ""),
         target=row.get("target", False),
+        first=row.get("first", ""),
         files=row.get("files", {}),
         **lists,
     )

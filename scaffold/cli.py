@@ -204,9 +204,9 @@ def new(
         typer.echo(f"not given, so by default: {defaults}")
     typer.echo(("would write " if dry_run else "wrote ") + f"{target}/")
     typer.echo("\n".join(tree_lines(sorted(tree))))
-    typer.echo(
-        f"\nnext:\n  cd {shlex.quote(str(target))}\n  pip install -e '.[dev]'\n  {plan.facts['launch']}"
-    )
+    first, launch = plan.facts["source"].first, plan.facts["launch"]
+    steps = [f"cd {shlex.quote(str(target))}", "pip install -e '.[dev]'", *([first] if first else []), launch]
+    typer.echo("\n  ".join(["\nnext:", *steps]))
     typer.echo(f"\nthe same again:\n  {recreate(values, cookiecutter, trust)}")
 
 

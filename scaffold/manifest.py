@@ -101,6 +101,7 @@ SOURCE = Table(
         "option": TEXT,
         "default": TEXT,
         "target": FLAG,
+        "first": TEXT,
         "only_with": TEXTS,
         "not_with": TEXTS,
         "files": ALL_TEXTS,

@@ -34,15 +34,16 @@ def thinned(catalog: Catalog, offered: Callable[[Answers], bool]) -> Iterator[An
     """Of those that are offered, on the sample data all with at most two features or with all of them, or all
     but one; on other data with one.
 
-    Loggers are all of them or none but for projects with at most one feature, which have any one or two.
+    Loggers are all of them or none, and none beside two features; any one or two where there is no feature
+    and, on the sample data, where there is one.
     """
     many = {task.name: most_features(task, catalog) for task in catalog.tasks.values()}
     for answers in everything(catalog):
-        most, size = many[answers.task], len(answers.features)
-        if size not in (most, most - 1) and size > (2 if answers.data == "sample" else 1):
+        size, number = len(answers.features), len(answers.loggers)
+        few, sample = size < many[answers.task] - 1, answers.data == "sample"
+        if few and size > 1 and (number or size > 2 or not sample):
             continue
-        number = len(answers.loggers)
-        if number not in (0, len(catalog.loggers)) and (size > 1 or number > 2):
+        if 0 < number < len(catalog.loggers) and (number > 2 or size > sample):
             continue
         if offered(answers):
             yield answers

@@ -80,8 +80,12 @@ def grown(project: Path, folder: Path) -> int:
     for name in ("train-00000.bin", "train-00001.bin", "val-00000.bin"):
         with (folder / name).open("wb") as file:
             file.truncate(2**30)  # of zeros, which take no place on the disk
-    meta = {"vocab_size": 50, "train": {"shards": 2, "num_bytes": 9}, "val": {"shards": 1, "num_bytes": 9}}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    splits = {
+        split: {"shards": number, "num_tokens": number * 2**29, "num_bytes": 9}
+        for split, number in (("train", 2), ("val", 1))
+    }
+    (folder / "meta.json").write_text(json.dumps({"vocab_size": 50} | splits))
+    (folder / "tokenizer.json").write_text("{}")
     return int(drive(project, PEAK, folder))
 
 
@@ -112,12 +116,18 @@ def no_shard(folder: Path) -> None:
     (folder / "train-00001.bin").unlink()
 
 
+def half_a_shard(folder: Path) -> None:
+    with (folder / "train-00001.bin").open("r+b") as file:
+        file.truncate(2**29)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (half_a_shard, "is damaged: prepare.py writes another"),
         (no_meta, "meta.json: No such file or directory; prepare.py writes what is needed"),
-        (bad_meta, "is damaged: prepare.py can make it again"),
-        (old_meta, "is damaged: prepare.py can make it again"),
+        (bad_meta, "is damaged: prepare.py writes another"),
+        (old_meta, "is damaged: prepare.py writes another"),
         (no_shard, "train-00001.bin: No such file or directory; prepare.py writes what is needed"),
     ],
 )
@@ -140,12 +150,28 @@ def test_what_cannot_be_prepared(made: Make, tmp_path: Path) -> None:
         assert result.code == 1
         return result.message
 
-    assert "is prepared already" in message("--output-dir", tmp_path / "twice" / "data")
+    assert "is there already" in message("--output-dir", tmp_path / "twice" / "data")
     (tmp_path / "twice" / "val" / "0.txt").write_bytes(b"\xff\xfe")
-    assert message("--output-dir", tmp_path / "new").endswith("0.txt is not text in UTF-8")
+    assert message("--output-dir", tmp_path / "new").endswith("is not text in UTF-8: invalid start byte")
     (tmp_path / "twice" / "val" / "0.txt").unlink()
     assert message("--output-dir", tmp_path / "other").endswith("val holds no text files")
     assert not (tmp_path / "other").exists()
+
+
+def test_other_tokens_are_refused(made: Make, tmp_path: Path) -> None:
+    """A run goes on with its own tokens, and is continued with them, whatever else was prepared since."""
+    project = made(**PREPARED)
+    out = tmp_path / "out"
+    prepare(project, tmp_path, "--vocab-size", 300)
+    options = [*SIZES, "--eval-every", 2, "--output-dir", out, "--data", tmp_path / "data"]
+    train(project, *options, "--max-steps", 2)
+    train(project, *options, "--max-steps", 4, "--resume")
+    tokenizer = tmp_path / "data" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("<|start|>", "<|begin|>"))
+    result = train(project, *options, "--max-steps", 6, "--resume", check=False)
+    assert result.code == 1 and "is not what this run began with" in result.message
+    (tmp_path / "data").rename(tmp_path / "gone")
+    assert run(project, python("generate.py", "--run", out, "--max-tokens", 3)).code == 0
 
 
 # What PyTorch counts itself, in two passes over the model (forward, and backward for weights and inputs).

@@ -37,6 +37,7 @@ def test_rules_and_oracle_agree_everywhere(catalog: Catalog) -> None:
     assert disagreements(catalog, oracle) == []
 
 
+@pytest.mark.heavy
 def test_a_wrong_oracle_is_noticed(catalog: Catalog) -> None:
     assert disagreements(catalog, lambda a: oracle(a) and (a.precision, a.hardware) != ("bf16", "cpu"))
 
