@@ -157,6 +157,7 @@ def test_control_penalty(tmp_path: Path) -> None:
     assert drive(project, R1) == "False\n"
 
 
+@pytest.mark.heavy
 def test_pictures_and_samples(made: Make, tmp_path: Path) -> None:
     """Each evaluation draws the same noise; sample.py draws other noise with the best average."""
     project, out = made(**TASK, features=("ema",)), tmp_path / "out"

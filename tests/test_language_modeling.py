@@ -75,8 +75,8 @@ print(peak() - before)
 """
 
 
-def grown(project: Path, folder: Path) -> int:
-    """By how many MiB a process grows that reads from shards of 2 GiB."""
+def large_shards(folder: Path) -> None:
+    """Two shards of a GiB each to train on, one to validate on."""
     for name in ("train-00000.bin", "train-00001.bin", "val-00000.bin"):
         with (folder / name).open("wb") as file:
             file.truncate(2**30)  # of zeros, which take no place on the disk
@@ -86,6 +86,11 @@ def grown(project: Path, folder: Path) -> int:
     }
     (folder / "meta.json").write_text(json.dumps({"vocab_size": 50} | splits))
     (folder / "tokenizer.json").write_text("{}")
+
+
+def grown(project: Path, folder: Path) -> int:
+    """By how many MiB a process grows that reads from them."""
+    large_shards(folder)
     return int(drive(project, PEAK, folder))
 
 
@@ -133,7 +138,7 @@ def half_a_shard(folder: Path) -> None:
 )
 def test_damaged_shards(made: Make, tmp_path: Path, damage: object, words: str) -> None:
     project = made(**PREPARED)
-    grown(project, tmp_path)
+    large_shards(tmp_path)
     assert callable(damage)
     damage(tmp_path)
     result = train(project, "--data", tmp_path, "--output-dir", tmp_path / "out", check=False)

@@ -202,6 +202,7 @@ def test_damaged_files(made: Make, tmp_path: Path, damage: str) -> None:
     refused(train_on(made(**TASK, data="files"), data, "--mu", 2), str(data), words)
 
 
+@pytest.mark.heavy
 def test_pictures_of_every_kind(made: Make, tmp_path: Path) -> None:
     """Palettes, greys, odd shapes, deeper folders, and files that are no pictures."""
     data = Path(write_data(tmp_path, "semi-supervised", "files")[1])

@@ -209,6 +209,7 @@ for text in sys.argv[2:]:
 """
 
 
+@pytest.mark.heavy
 def test_translates_with_the_best_model(made: Make, tmp_path: Path) -> None:
     """Lines of the command line and of standard input; a beam of one is what evaluation does."""
     project = made(**TASK, data="files")
