@@ -263,8 +263,8 @@ class Examiner(RememberingRenderer):
         lines = tree[path].split("\n")
         number = next(n for n, line in enumerate(lines, 1) if word in words.on_line(line))
         match = words.patterns[word].search(lines[number - 1])
-        key, values = words.words[word]
-        what = f"{path} says {match[0] if match else word!r}, a word of {key}={values.replace(' ', '|')}"
+        choices = words.words[word].replace(" ", " or ")
+        what = f"{path} says {match[0] if match else word!r}, a word of {choices}"
         return self.at_line(
             plan.files[path], tree[path], number, f"{what}, where it is not chosen", "put it under `#: if`"
         )

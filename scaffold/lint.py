@@ -18,27 +18,28 @@ RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!|\0|jinja|scaffold",
 BUDGETS = {"train.py": 300, "model.py": 150, "data.py": 150, "checkpoint.py": 190}  # lines
 MOST_OPTIONS = 20  # sizes of a model are counted apart
 
-# Words that speak of one choice, and the choice. A project may hold a word only if it was made.
+# Words that speak of a choice, and the choices. A project may hold a word only if one of them was made.
 WORDS = {
-    r"torchrun|\brank\b|ranks|\bdist\.|processes do": ("distributed", "ddp fsdp"),
-    r"\bddp\b|ddp_|DistributedDataParallel": ("distributed", "ddp"),
-    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": ("hardware", "gpu"),
-    r"\bxla|\btpu": ("hardware", "tpu"),
-    r"fsdp|fully_shard|\bshard\(|sharded|\bdcp\b": ("distributed", "fsdp"),
-    r"deepspeed": ("distributed", "deepspeed"),
-    r"scaler|(?<!b)float16|skipped": ("precision", "fp16"),
-    r"bfloat16": ("precision", "bf16"),
-    r"tf32|matmul_precision": ("precision", "tf32"),
-    r"accum|micro_|window": ("with", "grad-accum"),
-    r"clip_grad|clip-grad": ("with", "grad-clip"),
-    r"\bema\b|_ema\b|ema_": ("with", "ema"),
-    r"patience|stale": ("with", "early-stopping"),
-    r"\bcompile": ("with", "compile"),
-    r"deterministic|CUBLAS": ("with", "deterministic"),
-    r"async_(save|checkpoint)|Executor|\bpending\b": ("with", "async-checkpoint"),
-    r"tensorboard|SummaryWriter": ("logger", "tensorboard"),
-    r"wandb": ("logger", "wandb"),
-    r"\bIDX\b|gzip": ("data", "mnist fashion-mnist"),
+    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp",
+    r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
+    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
+    r"\bxla|\btpu": "hardware=tpu",
+    r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
+    r"shard": "distributed=fsdp data=shards",
+    r"deepspeed": "distributed=deepspeed",
+    r"scaler|(?<!b)float16|skipped": "precision=fp16",
+    r"bfloat16": "precision=bf16",
+    r"tf32|matmul_precision": "precision=tf32",
+    r"accum|micro_|window": "with=grad-accum",
+    r"clip_grad|clip-grad": "with=grad-clip",
+    r"\bema\b|_ema\b|ema_": "with=ema",
+    r"patience|stale": "with=early-stopping",
+    r"\bcompile": "with=compile",
+    r"deterministic|CUBLAS": "with=deterministic",
+    r"async_(save|checkpoint)|Executor|\bpending\b": "with=async-checkpoint",
+    r"tensorboard|SummaryWriter": "logger=tensorboard",
+    r"wandb": "logger=wandb",
+    r"\bIDX\b|gzip": "data=mnist|fashion-mnist",
 }
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
 BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
@@ -49,7 +50,7 @@ class Vocabulary:
 
     def __init__(self, catalog: Catalog) -> None:
         self.words = WORDS | {
-            change["words"]: ("with", name)
+            change["words"]: f"with={name}"
             for task in catalog.tasks.values()
             for name, change in task.changes.items()
             if "words" in change
@@ -65,8 +66,8 @@ class Vocabulary:
         return frozenset[str]().union(*map(self.on_line, text.split("\n")))
 
     def was_chosen(self, word: str, answers: Answers) -> bool:
-        key, values = self.words[word]
-        return not set(values.split()).isdisjoint(answers.chosen(key))
+        choices = (choice.split("=") for choice in self.words[word].split())
+        return any(not set(values.split("|")).isdisjoint(answers.chosen(key)) for key, values in choices)
 
     def absent(self, texts: Iterable[str], answers: Answers) -> set[str]:
         """The words that a project of these answers may not hold, and does."""

@@ -51,12 +51,7 @@ class SlotLines(Extension):
 
 def slot(value: object, column: int) -> str:
     """Text moved to `column`, whatever its own margin; a mark when there is none."""
-    return moved(str(value), column)
-
-
-@lru_cache(maxsize=1 << 14)  # most projects fill most slots alike
-def moved(text: str, column: int) -> str:
-    lines = [line for line in text.strip("\n").split("\n") if line.strip() != GONE]
+    lines = [line for line in str(value).strip("\n").split("\n") if line.strip() != GONE]
     filled = [line for line in lines if line.strip()]
     if not filled:
         return GONE

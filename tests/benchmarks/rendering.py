@@ -1,31 +1,19 @@
 """Every valid combination, rendered in memory on one core."""
 
-import itertools
 import time
 
 from scaffold.answers import Answers
-from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.examine import by_axis
+from scaffold.matrix import everything
 from scaffold.plan import make_plan
 from scaffold.render import Renderer
 from scaffold.rules import broken
 
 
-def subsets(items: list[str]) -> list[tuple[str, ...]]:
-    return [chosen for size in range(len(items) + 1) for chosen in itertools.combinations(items, size)]
-
-
 def whole_matrix(catalog: Catalog) -> list[Answers]:
-    """Tasks x data x hardware x precision x distributed x subsets of loggers x subsets of features."""
-    found = []
-    for task in catalog.tasks:
-        values = {axis.key: list(catalog.values(axis.key, task)) for axis in AXES} | {"task": [task]}
-        choices = [subsets(values[key]) if BY_KEY[key].many else values[key] for key in values]
-        for row in itertools.product(*choices):
-            answers = Answers("project", *row)
-            if not broken({axis.key: answers.chosen(axis.key) for axis in AXES}, catalog):
-                found.append(answers)
-    return found
+    """All that the rules let pass."""
+    return [answers for answers in everything(catalog) if broken(by_axis(answers), catalog) is None]
 
 
 def measure(count: int | None = None) -> dict[str, float]:
