@@ -35,7 +35,6 @@ from scaffold.lint import (
     Vocabulary,
     absent_from_modules,
     imports,
-    names_of,
     options,
     required_names,
     residue,
@@ -44,6 +43,7 @@ from scaffold.lint import (
 )
 from scaffold.manifest import Problem
 from scaffold.matrix import RememberingRenderer, thinned
+from scaffold.names import names_of
 from scaffold.plan import Plan, make_plan
 from scaffold.render import GONE_LINE, WIDTH, finish
 from scaffold.rules import broken
