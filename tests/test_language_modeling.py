@@ -158,6 +158,10 @@ def test_what_cannot_be_prepared(made: Make, tmp_path: Path) -> None:
     assert "is there already" in message("--output-dir", tmp_path / "twice" / "data")
     (tmp_path / "twice" / "val" / "0.txt").write_bytes(b"\xff\xfe")
     assert message("--output-dir", tmp_path / "new").endswith("is not text in UTF-8: invalid start byte")
+    assert list(tmp_path.glob("new.partial/train-*.bin")) and not (tmp_path / "new").exists()
+    (tmp_path / "twice" / "val" / "0.txt").write_text(TEXT, encoding="utf-8")
+    assert run(project, python(*words, "--output-dir", tmp_path / "new")).code == 0
+    assert (tmp_path / "new" / "meta.json").exists() and not (tmp_path / "new.partial").exists()
     (tmp_path / "twice" / "val" / "0.txt").unlink()
     assert message("--output-dir", tmp_path / "other").endswith("val holds no text files")
     assert not (tmp_path / "other").exists()
