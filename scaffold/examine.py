@@ -42,7 +42,7 @@ from scaffold.lint import (
     unused_imports,
 )
 from scaffold.manifest import Problem
-from scaffold.matrix import RememberingRenderer, thinned
+from scaffold.matrix import THIN, RememberingRenderer, combinations
 from scaffold.names import names_of
 from scaffold.plan import Plan, make_plan
 from scaffold.render import GONE_LINE, WIDTH, finish
@@ -87,7 +87,7 @@ class Examined:
 
 def offered_thinned(catalog: Catalog) -> Iterator[Answers]:
     """Of what the rules let pass, what tests/matrix.py has of ours."""
-    return thinned(catalog, lambda answers: broken(by_axis(answers), catalog) is None)
+    return combinations(catalog, lambda answers: broken(by_axis(answers), catalog) is None, THIN)
 
 
 def by_axis(answers: Answers) -> dict[str, tuple[str, ...]]:

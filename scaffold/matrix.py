@@ -3,56 +3,82 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from jinja2.runtime import Context
 
 from scaffold.answers import Answers
-from scaffold.catalog import Catalog, Task
+from scaffold.catalog import Catalog
 from scaffold.render import Renderer
 
 Result = TypeVar("Result")
 
 
-def subsets(items: list[str]) -> list[tuple[str, ...]]:
-    return [chosen for size in range(len(items) + 1) for chosen in itertools.combinations(items, size)]
+@dataclass(frozen=True)
+class Extent:
+    """How many features meet at most, on the sample data and on other data; beside how many is each logger.
+
+    All features that can meet, and all but one of them, always do. Of `turns` combinations of hardware,
+    precision and distribution that a set of features or loggers could meet, it meets one.
+    """
+
+    sample: int
+    other: int
+    each_logger: int
+    turns: int
+
+
+WIDE = Extent(sample=3, other=2, each_logger=1, turns=1)
+THIN = Extent(sample=2, other=1, each_logger=0, turns=3)
+Offered = Callable[[Answers], bool]
+
+
+def subsets(items: Sequence[str], *sizes: int) -> list[tuple[str, ...]]:
+    """Those of some sizes, each once."""
+    return [chosen for size in sorted({*sizes}) for chosen in itertools.combinations(items, size)]
+
+
+def combinations(catalog: Catalog, offered: Offered, extent: Extent) -> Iterator[Answers]:
+    """Of what the catalog offers and `offered` lets pass, enough that every few choices meet."""
+    for task in catalog.tasks:
+        axes = [catalog.values(key, task) for key in ("data", "hardware", "precision", "distributed")]
+        for turn, (data, hardware, precision, distributed) in enumerate(itertools.product(*axes)):
+            plain = Answers("demo", task, data, hardware, precision, distributed)
+            for number, added in enumerate(additions(plain, catalog, offered, extent)):
+                answers = replace(plain, loggers=added[0], features=added[1])
+                its_turn = (turn + number) % extent.turns == 0 or answers == plain
+                if its_turn and offered(answers):
+                    yield answers
+
+
+def additions(
+    plain: Answers, catalog: Catalog, offered: Offered, extent: Extent
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Sets of loggers, and of features beside them; loggers meet one another where there is no feature."""
+    names, loggers = list(catalog.values("with", plain.task)), tuple(catalog.loggers)
+    needed = catalog.task(plain.task).sources[plain.data].only_with
+    possible = [
+        name
+        for name in names
+        if offered(replace(plain, loggers=loggers, features=tuple(sorted({*needed, name}, key=names.index))))
+    ]
+    most = extent.sample if plain.data == "sample" else extent.other
+    few = subsets(names, *range(most + 1))
+    many = {*subsets(possible, max(0, len(possible) - 1), len(possible))} - {*few}
+    for features in few:
+        sizes = [0, len(loggers)] if len(features) < 2 else [0]
+        sizes += [1] if len(features) <= extent.each_logger else []
+        sizes += [2] if not features else []
+        yield from ((chosen, features) for chosen in subsets(loggers, *sizes))
+    for features in sorted(many):
+        yield from (((), features), (loggers, features))
 
 
 def everything(catalog: Catalog) -> Iterator[Answers]:
-    """The whole product, valid or not, of what the catalog offers for each task."""
-    for task in catalog.tasks:
-        axes = [list(catalog.values(key, task)) for key in ("data", "hardware", "precision", "distributed")]
-        loggers = subsets(list(catalog.loggers))
-        features = subsets(list(catalog.values("with", task)))
-        for data, hardware, precision, distributed in itertools.product(*axes):
-            for chosen in itertools.product(loggers, features):
-                yield Answers("demo", task, data, hardware, precision, distributed, *chosen)
-
-
-def thinned(catalog: Catalog, offered: Callable[[Answers], bool]) -> Iterator[Answers]:
-    """Of those that are offered, on the sample data all with at most two features or with all of them, or all
-    but one; on other data with one.
-
-    Loggers are all of them or none, and none beside two features; any one or two where there is no feature
-    and, on the sample data, where there is one.
-    """
-    many = {task.name: most_features(task, catalog) for task in catalog.tasks.values()}
-    for answers in everything(catalog):
-        size, number = len(answers.features), len(answers.loggers)
-        few, sample = size < many[answers.task] - 1, answers.data == "sample"
-        if few and size > 1 and (number or size > 2 or not sample):
-            continue
-        if 0 < number < len(catalog.loggers) and (number > 2 or size > sample):
-            continue
-        if offered(answers):
-            yield answers
-
-
-def most_features(task: Task, catalog: Catalog) -> int:
-    """How many features a project of the task can have, those left out that the task excludes."""
-    never = [item.when["with"] for item in task.excludes if list(item.when) == ["with"]]
-    return len(catalog.values("with", task.name)) - sum(map(len, never))
+    """What tests call the whole matrix, valid or not."""
+    return combinations(catalog, lambda answers: True, WIDE)
 
 
 class NotingContext(Context):

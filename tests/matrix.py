@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from scaffold import matrix
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog, templates_folder
-from scaffold.matrix import everything
+from scaffold.matrix import THIN, WIDE, combinations
 
 
 @cache
@@ -43,8 +42,8 @@ def oracle(answers: Answers) -> bool:
 
 
 def valid(catalog: Catalog) -> Iterator[Answers]:
-    return (answers for answers in everything(catalog) if oracle(answers))
+    return combinations(catalog, oracle, WIDE)
 
 
 def thinned(catalog: Catalog) -> Iterator[Answers]:
-    return matrix.thinned(catalog, oracle)
+    return combinations(catalog, oracle, THIN)
