@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -269,9 +268,7 @@ def exclusion_problems(where: str, task: Task, catalog: Catalog) -> Iterator[Pro
 
 def advice_problems(where: str, key: str, rule: Rule, task: Task, catalog: Catalog) -> Iterator[Problem]:
     """Whether what an exclusion says to choose instead is there, and helps."""
-    for values in itertools.product(*rule.when.values()):
-        answers: dict[str, tuple[str, ...]] = {"with": ()}
-        answers |= {axis: (value,) for axis, value in zip(rule.when, values, strict=True)}
+    for answers in rule.combinations():
         try:
             afters = followed(rule.choose, answers)
         except RequestError:

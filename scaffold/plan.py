@@ -72,7 +72,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         **{f"args.{name}": f"{name}={value}" for name, value in build.items()},
     }
     facts = {
-        "blocks": "",  # what FSDP gathers one at a time, where the task names it
+        "blocks": "",  # what FSDP gathers, and is computed again, one at a time: where the task names it
         "pictures": False,  # does each evaluation draw one?
         "data_file": "the data, and the order in which they are drawn",
         "falls": 10,  # by what factor the loss of one batch must fall in the project's own test
@@ -104,7 +104,9 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
         "deterministic": "deterministic" in chosen,
+        "activation_checkpointing": "activation-checkpointing" in chosen,
         "async_checkpoint": "async-checkpoint" in chosen,
+        "hybrid_shard": "hybrid-shard" in chosen,
         "networks": networks,
         "one_network": one_network,
         "nets": nets,  # what forward is called on in training

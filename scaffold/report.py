@@ -64,7 +64,8 @@ def exclusions(rules: tuple[Rule, ...], key: str, value: str, tasks: list[str]) 
                 other: list(values)
                 for other, values in rule.when.items()
                 if other != key and (other != "task" or list(values) != tasks)
-            },
+            }
+            | ({"with": list(rule.beside)} if rule.beside else {}),
             rule.because,
             rule.choose,
         )
@@ -90,9 +91,9 @@ def choice_lines(found: Choices) -> Iterator[str]:
         yield title
         for value, choice in rows.items():
             only = f" ({', '.join(choice.tasks)})" if choice.tasks else ""
-            yield f"  {value:<22} {choice.help}{only}"
+            yield f"  {value:<24} {choice.help}{only}"
             for exclusion in choice.excludes:
-                yield f"  {'':<24} {exclusion_text(exclusion)}"
+                yield f"  {'':<26} {exclusion_text(exclusion)}"
 
 
 def exclusion_text(exclusion: Exclusion) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from scaffold.answers import Answers, parse_words
 from scaffold.axes import AXES, BY_KEY, Axis
-from scaffold.catalog import Catalog, unknown
+from scaffold.catalog import Catalog, Task, unknown
 from scaffold.errors import RequestError
 
 
@@ -18,7 +19,8 @@ from scaffold.errors import RequestError
 class Rule:
     """A combination that is not offered: every axis in `when` has one of the values named there.
 
-    `choose` is a change (`key=value`, or `without FEATURE`) that would work.
+    `choose` is a change (`key=value`, or `without FEATURE`) that would work. `beside` are features that have
+    to be there as well, for rules about two of them.
     """
 
     id: str
@@ -26,11 +28,22 @@ class Rule:
     because: str
     choose: str
     unless: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+    def combinations(self) -> Iterator[dict[str, tuple[str, ...]]]:
+        """The fewest answers to which the rule applies."""
+        for values in itertools.product(*self.when.values()):
+            chosen = {key: (value,) for key, value in zip(self.when, values, strict=True)}
+            yield {**chosen, "with": (*chosen.get("with", ()), *self.beside)}
 
     def applies(self, answers: Mapping[str, tuple[str, ...]]) -> bool:
         """`answers` may be partial: a question not yet answered excludes nothing."""
-        return all(set(answers.get(key, ())) & set(values) for key, values in self.when.items()) and not any(
-            key not in answers or set(answers[key]) & set(values) for key, values in self.unless.items()
+        return (
+            all(set(answers.get(key, ())) & set(values) for key, values in self.when.items())
+            and set(answers.get("with", ())) >= set(self.beside)
+            and not any(
+                key not in answers or set(answers[key]) & set(values) for key, values in self.unless.items()
+            )
         )
 
     def message(self, answers: Mapping[str, tuple[str, ...]]) -> str:
@@ -79,6 +92,13 @@ RULES = (
         unless={"distributed": ("fsdp",)},
     ),
     Rule(
+        "hybrid-shard-fsdp",
+        {"with": ("hybrid-shard",)},
+        "it is a way to shard, for distributed=fsdp",
+        "without hybrid-shard",
+        unless={"distributed": ("fsdp",)},
+    ),
+    Rule(
         "no-tpu-yet",
         {"hardware": ("tpu",)},
         "this version has no TPU templates",
@@ -115,6 +135,7 @@ def task_rules(catalog: Catalog) -> Iterator[Rule]:
             yield Rule(
                 f"{task.name}-not-{values}", {"task": (task.name,), **item.when}, item.because, item.choose
             )
+        yield from block_rules(task)
         for name, source in task.sources.items():
             for feature in source.not_with:
                 yield Rule(
@@ -131,6 +152,20 @@ def task_rules(catalog: Catalog) -> Iterator[Rule]:
                     f"with={feature}",
                     unless={"with": (feature,)},
                 )
+
+
+def block_rules(task: Task) -> Iterator[Rule]:
+    """Activations are computed again a block at a time, and not every model names blocks."""
+    when = {"task": (task.name,), "with": ("activation-checkpointing",)}
+    advice = "without activation-checkpointing"
+    if not task.facts.get("blocks"):
+        why = f"it computes blocks again, and the model of {task.name} names none"
+        yield Rule(f"{task.name}-no-blocks", when, why, advice)
+        return
+    for name, change in task.changes.items():
+        if change.get("facts", {}).get("blocks") == "":
+            why = f"it computes blocks again, and with {name} the model names none"
+            yield Rule(f"{task.name}-{name}-no-blocks", when, why, advice, beside=(name,))
 
 
 def all_rules(catalog: Catalog) -> tuple[Rule, ...]:

@@ -209,6 +209,7 @@ def rank_variables(ranks: int) -> list[dict[str, str]]:
     if not ranks:
         return [{}]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    shared["LOCAL_WORLD_SIZE"] = str(ranks)
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 

@@ -19,6 +19,13 @@ def manifest(task: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+def has_blocks(answers: Answers) -> bool:
+    facts = manifest(answers.task).get("facts", {})
+    for feature in answers.features:
+        facts = facts | manifest(answers.task).get("with", {}).get(feature, {}).get("facts", {})
+    return bool(facts.get("blocks"))
+
+
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
     if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
@@ -26,6 +33,10 @@ def oracle(answers: Answers) -> bool:
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
+        return False
+    if "hybrid-shard" in answers.features and answers.distributed != "fsdp":
+        return False
+    if "activation-checkpointing" in answers.features and not has_blocks(answers):
         return False
     if any(
         all(

@@ -174,7 +174,7 @@ class Server:
             {
                 "project": str(project),
                 "argv": [self.program, *map(str, options)],
-                "env": (env or {}) | variables,
+                "env": variables | (env or {}),
                 "out": f"{self.folder.name}/out{number}",
                 "err": err or f"{self.folder.name}/err{number}",
                 "first": first,

@@ -325,7 +325,7 @@ def test_every_exclusion_of_a_task(refused: Refused) -> None:
         "tabular-wine-quality-needs-regression",
     }
     for rule in rules:
-        values = {key: values[0] for key, values in rule.when.items()}
+        values = {key: list(chosen) for key, chosen in next(rule.combinations()).items()}
         assert f"{rule.because}; choose {rule.choose}" in refused("new", "demo", "--yes", *as_flags(values))
 
 

@@ -40,12 +40,15 @@ BUDGETS = {
     "with=compile": 4,
     "with=deterministic": 4,
     "with=async-checkpoint": 4,
+    "with=activation-checkpointing": 4,
+    "with=hybrid-shard": 4,
 }
 
 # What a choice needs beside it, where the base alone does not allow it.
 COMPANIONS = {
     "precision=tf32": {"hardware": "gpu"},
     "with=async-checkpoint": {"distributed": "fsdp"},
+    "with=hybrid-shard": {"distributed": "fsdp"},
     "data=wine-quality": {"with": ("regression",)},
 }
 

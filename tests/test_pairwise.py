@@ -39,6 +39,7 @@ FEW = 32  # examples in a set
 
 OF_EVERY_TASK = (
     "async-checkpoint",
+    "hybrid-shard",
     "distributed",
     "hardware",
     "precision",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from scaffold.answers import Answers
@@ -47,10 +45,9 @@ def test_loggers_exclude_nothing(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("rule", all_rules(load_catalog()), ids=lambda rule: rule.id)
 def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> None:
-    axes = list(rule.when)
-    for values in itertools.product(*rule.when.values()):
+    for combination in rule.combinations():
         answers = {axis.key: () if axis.many else (default(axis.key, {}, catalog),) for axis in AXES}
-        answers |= {key: (value,) for key, value in zip(axes, values, strict=True)}
+        answers |= combination
         assert rule.applies(answers)
         for after in followed(rule.choose, answers):
             assert not rule.applies(after)

@@ -89,8 +89,10 @@ class DecoderBlock(nn.Module):
         self.feed_forward = feed_forward(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: Tensor | None, mask: Tensor, cache: Cache) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None, mask: Tensor, cache: Cache | None) -> Tensor:
         """memory is the encoded source, or None where the cache has its keys and values."""
+        if cache is None:
+            cache = Cache()
         if memory is not None:
             cache.source = self.cross_attention.keys_values(memory)
         y = self.attention_norm(x)
@@ -129,14 +131,13 @@ class Transformer(nn.Module):
         With caches, which hold what came before, all but the first tokens come one at a time.
         """
         mask = (source != PAD)[:, None, None]  # (batch, 1, 1, source), for all heads and queries
-        caches = caches or [Cache() for _ in self.decoder]
-        start, memory = len(caches[0]), None
+        start, memory = len(caches[0]) if caches else 0, None
         if start == 0:
             memory = self.embed(source)
             for block in self.encoder:
                 memory = block(memory, mask)
             memory = self.encoder_norm(memory)
         x = self.embed(tokens, start)
-        for block, cache in zip(self.decoder, caches):
+        for block, cache in zip(self.decoder, caches or [None] * len(self.decoder)):
             x = block(x, memory, mask, cache)
         return F.linear(self.decoder_norm(x), self.embedding.weight)
