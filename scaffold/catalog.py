@@ -1,7 +1,8 @@
-"""Finds task and logger folders, built in and from plug-ins, and reads their manifests.
+"""Finds task, logger and feature folders, built in and from plug-ins, and reads their manifests.
 
-A task is a folder with `task.toml`, a logger one with `logger.toml`. A package offers more of them through
-the entry point group `scaffold.plugins`: each entry names a module whose folder holds `tasks/` or `loggers/`.
+A task is a folder with `task.toml`, a logger one with `logger.toml`, a feature that only adds files one with
+`feature.toml`. A package offers more through the entry point group `scaffold.plugins`: each entry names a
+module whose folder holds `tasks/`, `loggers/` or `features/`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What a task is not offered with: an answer from each axis in `when`."""
+    """What a task or feature is not offered with: an answer from each axis in `when`."""
 
     when: dict[str, tuple[str, ...]]
     because: str
@@ -98,6 +99,21 @@ class Logger:
 
 
 @dataclass(frozen=True)
+class Additive:
+    """A feature that adds files to any project and changes none of its programs."""
+
+    name: str
+    folder: Path
+    help: str
+    files: dict[str, str]
+    words: str = ""  # a pattern of words that no project without it may hold
+    excludes: tuple[Exclusion, ...] = ()
+
+    def template(self, path: str) -> str:
+        return f"features/{self.name}/{path.removeprefix('.')}.jinja"
+
+
+@dataclass(frozen=True)
 class Catalog:
     """Everything that can be chosen on the open axes, and where its templates are."""
 
@@ -105,6 +121,7 @@ class Catalog:
     loggers: dict[str, Logger]
     features: dict[str, str]
     roots: tuple[Path, ...]  # template folders, the first one that holds a template wins
+    additive: dict[str, Additive] = field(default_factory=dict)
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
@@ -122,7 +139,8 @@ class Catalog:
             return {name: item.help for name, item in self.loggers.items()}
         tasks = [self.task(task)] if task else list(self.tasks.values())
         if key == "with":
-            return self.features | {name: text for item in tasks for name, text in item.features.items()}
+            own = {name: text for item in tasks for name, text in item.features.items()}
+            return self.features | own | {name: item.help for name, item in self.additive.items()}
         found = {name: source.help for item in tasks for name, source in item.sources.items()}
         return found if task else found | EVERY_TASKS_DATA
 
@@ -203,6 +221,18 @@ def read_logger(folder: Path) -> Logger:
     )
 
 
+def read_additive(folder: Path) -> Additive:
+    manifest = sound_manifest(folder / "feature.toml")
+    return Additive(
+        name=folder.name,
+        folder=folder,
+        help=manifest["help"],
+        files=manifest["files"],
+        words=manifest.get("words", ""),
+        excludes=tuple(map(read_exclusion, manifest.get("excludes", ()))),
+    )
+
+
 def plugin_folders() -> list[Path]:
     folders = []
     for entry in metadata.entry_points(group=PLUGINS):
@@ -218,11 +248,13 @@ def load_catalog(*extra: Path) -> Catalog:
 
 def read_catalog(roots: tuple[Path, ...]) -> Catalog:
     """The folders below some roots, of which the first has the features of every task."""
-    tasks, loggers = {}, {}
+    tasks, loggers, additive = {}, {}, {}
     for root in roots:
         for manifest in sorted(root.glob("tasks/*/task.toml")):
             tasks[manifest.parent.name] = read_task(manifest.parent)
         for manifest in sorted(root.glob("loggers/*/logger.toml")):
             loggers[manifest.parent.name] = read_logger(manifest.parent)
+        for manifest in sorted(root.glob("features/*/feature.toml")):
+            additive[manifest.parent.name] = read_additive(manifest.parent)
     features = tomllib.loads((roots[0] / "_lib" / "features.toml").read_text(encoding="utf-8"))
-    return Catalog(tasks, loggers, features, roots[::-1])
+    return Catalog(tasks, loggers, features, roots[::-1], additive)

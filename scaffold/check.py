@@ -1,10 +1,10 @@
-"""`scaffold check DIR`: what is wrong with task and logger folders, over all that they can become."""
+"""`scaffold check DIR`: what is wrong with folders of tasks, loggers and features, whatever they become."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +12,18 @@ from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
 
 from scaffold.answers import Answers
 from scaffold.axes import BY_KEY
-from scaffold.catalog import Catalog, Logger, Task, read_catalog, read_logger, read_task, templates_folder
+from scaffold.catalog import (
+    Additive,
+    Catalog,
+    Exclusion,
+    Logger,
+    Task,
+    read_additive,
+    read_catalog,
+    read_logger,
+    read_task,
+    templates_folder,
+)
 from scaffold.errors import RequestError
 from scaffold.examine import (
     Place,
@@ -21,6 +32,7 @@ from scaffold.examine import (
     missing,
     no_macro,
     offered_thinned,
+    projects_of_additive,
     projects_of_logger,
     projects_of_task,
     syntax_problem,
@@ -33,9 +45,11 @@ from scaffold.plan import FILES, SHARED, make_plan
 from scaffold.render import environment
 from scaffold.rules import Rule, complete, followed
 
-KINDS = {"tasks": "task.toml", "loggers": "logger.toml"}
+KINDS = {"tasks": "task.toml", "loggers": "logger.toml", "features": "feature.toml"}
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 MACROS = {"tasks": ("write",), "loggers": ("init", "log", "finish")}
+
+Item = Task | Logger | Additive
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,9 @@ class Report:
 
 
 def places(folder: Path) -> list[Place]:
-    """The task and logger folders in `folder`, or itself."""
+    """The task, logger and feature folders in `folder`, or itself."""
     if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder: name one that holds tasks/ or loggers/")
+        raise RequestError(f"{folder} is not a folder: name one that holds tasks/, loggers/ or features/")
     whole = folder.resolve()
     for kind, file in KINDS.items():
         if (whole / file).exists() or whole.parent.name == kind:
@@ -75,14 +89,21 @@ def places(folder: Path) -> list[Place]:
         if inside.is_dir() and not inside.name.startswith((".", "__"))
     ]
     if not found:
-        raise RequestError(f"{folder} holds no task or logger: name a folder with tasks/NAME or loggers/NAME")
+        raise RequestError(
+            f"{folder} holds no task, logger or feature: name one that holds tasks/NAME or the like"
+        )
     return found
 
 
 def check(folder: Path, thin: Thin = offered_thinned) -> Iterator[Report]:
-    """Look at each task and logger; those whose manifests are sound are also rendered."""
+    """Look at each task, logger and feature; those whose manifests are sound are also rendered."""
     found = places(folder)
-    sound: dict[Place, Task | Logger] = {}
+    readers: dict[str, Callable[[Path], Item]] = {
+        "tasks": read_task,
+        "loggers": read_logger,
+        "features": read_additive,
+    }
+    sound: dict[Place, Item] = {}
     problems: dict[Place, list[Problem]] = {}
     for place in found:
         kind = place.name.split("/")[0]
@@ -90,13 +111,14 @@ def check(folder: Path, thin: Thin = offered_thinned) -> Iterator[Report]:
         where = f"{place.name}/{KINDS[kind]}"
         problems[place] = read_manifest(manifest, where)[1] if manifest.is_file() else [missing(where)]
         if not problems[place]:
-            sound[place] = (read_task if kind == "tasks" else read_logger)(place.folder)
+            sound[place] = readers[kind](place.folder)
     ours = read_catalog((templates_folder(),))
     roots = dict.fromkeys(p.folder.parent.parent for p in found if p.folder.parent.name in KINDS)
     catalog = replace(
         ours,
         tasks=ours.tasks | {item.name: item for item in sound.values() if isinstance(item, Task)},
         loggers=ours.loggers | {item.name: item for item in sound.values() if isinstance(item, Logger)},
+        additive=ours.additive | {item.name: item for item in sound.values() if isinstance(item, Additive)},
         roots=(*roots, *ours.roots),
     )
     for place in found:
@@ -104,14 +126,14 @@ def check(folder: Path, thin: Thin = offered_thinned) -> Iterator[Report]:
         yield report(place, sound.get(place), of_folder, catalog, thin)
 
 
-def report(
-    place: Place, item: Task | Logger | None, problems: list[Problem], catalog: Catalog, thin: Thin
-) -> Report:
+def report(place: Place, item: Item | None, problems: list[Problem], catalog: Catalog, thin: Thin) -> Report:
     findings = {problem: Finding(problem.where, problem.what, problem.instead) for problem in problems}
     if item is None:
         return Report(place.name, "broken", 0, (0, 0), tuple(findings.values()))
     if isinstance(item, Task):
         few, projects = projects_of_task(item, catalog, thin)
+    elif isinstance(item, Additive):
+        few, projects = projects_of_additive(item, catalog, thin)
     else:
         few, projects = projects_of_logger(item, catalog, thin)
     seen = examine(place, few, Vocabulary(few), projects)
@@ -126,12 +148,11 @@ def report(
     return Report(place.name, state, seen.combinations, (seen.fewest, seen.most), tuple(findings.values()))
 
 
-def folder_problems(
-    place: Place, item: Task | Logger | None, catalog: Catalog, ours: Catalog
-) -> Iterator[Problem]:
+def folder_problems(place: Place, item: Item | None, catalog: Catalog, ours: Catalog) -> Iterator[Problem]:
     """What is wrong with a folder before anything is rendered."""
     kind, name = place.name.split("/")
-    known: Mapping[str, Task | Logger] = ours.tasks if kind == "tasks" else ours.loggers
+    of_kind: dict[str, Mapping[str, Item]] = {"tasks": ours.tasks, "loggers": ours.loggers}
+    known = of_kind.get(kind, ours.additive)
     if name in known and known[name].folder.resolve() != place.folder:
         advice = "give the folder another name"
         yield Problem(place.name, f"{name!r} is the name of one of scaffold's own {kind}", advice)
@@ -140,8 +161,10 @@ def folder_problems(
     yield from own_templates(place)
     if isinstance(item, Task):
         yield from task_problems(place, item, catalog, ours)
-    elif item:
+    elif isinstance(item, Logger):
         yield from logger_problems(place, item)
+    elif item:
+        yield from additive_problems(place, item, catalog)
     facts = None if item is None else known_facts(item, catalog)
     yield from template_problems(place, item, catalog, facts)
 
@@ -158,7 +181,7 @@ def own_templates(place: Place) -> Iterator[Problem]:
                 yield Problem(name, "it has the name of a shared template, for all tasks", "rename it")
 
 
-def known_facts(item: Task | Logger, catalog: Catalog) -> set[str]:
+def known_facts(item: Item, catalog: Catalog) -> set[str]:
     """The names that templates can read in some project."""
     tasks = [item] if isinstance(item, Task) else list(catalog.tasks.values())
     names: set[str] = set()
@@ -196,12 +219,30 @@ def logger_problems(place: Place, logger: Logger) -> Iterator[Problem]:
             yield Problem(where, f"imports holds {line!r}, which is no import", 'write "import package"')
 
 
+def additive_problems(place: Place, feature: Additive, catalog: Catalog) -> Iterator[Problem]:
+    where = f"{place.name}/feature.toml"
+    for task in catalog.tasks.values():
+        if feature.name in {**catalog.features, **task.features}:
+            advice = "give the folder another name"
+            yield Problem(place.name, f"{feature.name!r} is a feature of {task.name} already", advice)
+            break
+    task = next(iter(catalog.tasks.values()))
+    when = {"with": (feature.name,)}
+    yield from exclusion_problems(where, task, feature.excludes, catalog, when)
+    if not feature.files:
+        yield Problem(where, "files is empty", "name the files that it adds")
+    for path in feature.files:
+        yield from path_problems(
+            where, "files", path, place.folder / Path(feature.template(path)).relative_to(place.name)
+        )
+
+
 def task_problems(place: Place, task: Task, catalog: Catalog, ours: Catalog) -> Iterator[Problem]:
     where = f"{place.name}/task.toml"
     yield from requirement_problems(where, "requires", task.requires)
     yield from feature_problems(where, task, ours)
     yield from source_problems(where, task, catalog)
-    yield from exclusion_problems(where, task, catalog)
+    yield from exclusion_problems(where, task, task.excludes, catalog, {})
     yield from default_problems(where, task, catalog)
     yield from file_problems(place, where, task)
 
@@ -214,7 +255,7 @@ def feature_problems(where: str, task: Task, ours: Catalog) -> Iterator[Problem]
     plain = next(iter(ours.tasks.values()))
     taken = set(make_plan(complete_enough(plain, "sample"), ours).facts) | set(FACTS)
     for name in task.features:
-        if name in ours.features:
+        if name in {**ours.features, **ours.additive}:
             yield Problem(where, f"features holds {name!r}, a feature of every task", "use another name")
         elif not NAME.fullmatch(name) or name == "none":
             yield Problem(where, f"feature {name!r} is not a name to choose", "use small letters and '-'")
@@ -248,8 +289,15 @@ def source_problems(where: str, task: Task, catalog: Catalog) -> Iterator[Proble
             yield Problem(where, f"{key} has a target and no option", "a target is a column of what is named")
 
 
-def exclusion_problems(where: str, task: Task, catalog: Catalog) -> Iterator[Problem]:
-    for number, item in enumerate(task.excludes, 1):
+def exclusion_problems(
+    where: str,
+    task: Task,
+    excludes: tuple[Exclusion, ...],
+    catalog: Catalog,
+    own: Mapping[str, tuple[str, ...]],
+) -> Iterator[Problem]:
+    """What is wrong with exclusions; `own` is what each of them holds without saying so."""
+    for number, item in enumerate(excludes, 1):
         key = f"excludes {number}"
         wrong = [
             names_problem(where, f"{key}.when.{axis}", value, catalog.values(axis, task.name))
@@ -259,11 +307,10 @@ def exclusion_problems(where: str, task: Task, catalog: Catalog) -> Iterator[Pro
         ]
         yield from wrong
         if not item.when:
-            yield Problem(where, f"{key}.when is empty: it excludes the task itself", "name a choice")
+            yield Problem(where, f"{key}.when is empty: it excludes everything", "name a choice")
         elif not wrong:
-            yield from advice_problems(
-                where, key, Rule("", item.when, item.because, item.choose), task, catalog
-            )
+            rule = Rule("", {**own, **item.when}, item.because, item.choose)
+            yield from advice_problems(where, key, rule, task, catalog)
 
 
 def advice_problems(where: str, key: str, rule: Rule, task: Task, catalog: Catalog) -> Iterator[Problem]:
@@ -308,17 +355,22 @@ def default_problems(where: str, task: Task, catalog: Catalog) -> Iterator[Probl
 def file_problems(place: Place, where: str, task: Task) -> Iterator[Problem]:
     own = [(f"data.{name}.files", path) for name, s in task.sources.items() for path in s.files]
     for key, path in [*(("files", path) for path in task.files), *own]:
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or not parts.name or "\\" in path:
-            yield Problem(where, f"{key} holds {path!r}, which is outside of a project", "use a path inside")
-        elif path in (*FILES, *SHARED, "loggers.py", ".scaffold.toml"):
-            yield Problem(where, f"{key} holds {path!r}, which every project has", "use another name")
-        elif not (place.folder / f"{path}.jinja").is_file():
-            yield missing(f"{place.name}/{path}.jinja")
+        yield from path_problems(where, key, path, place.folder / f"{path}.jinja")
+
+
+def path_problems(where: str, key: str, path: str, template: Path) -> Iterator[Problem]:
+    """What is wrong with a file that a manifest names, and its template."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.name or "\\" in path:
+        yield Problem(where, f"{key} holds {path!r}, which is outside of a project", "use a path inside")
+    elif path in (*FILES, *SHARED, "loggers.py", ".scaffold.toml"):
+        yield Problem(where, f"{key} holds {path!r}, which every project has", "use another name")
+    elif not template.is_file():
+        yield missing(f"{where.rpartition('/')[0]}/{path}.jinja")
 
 
 def template_problems(
-    place: Place, item: Task | Logger | None, catalog: Catalog, facts: set[str] | None
+    place: Place, item: Item | None, catalog: Catalog, facts: set[str] | None
 ) -> Iterator[Problem]:
     """What each template says by itself: its form, the names it reads, the macros that others call."""
     kind = place.name.split("/")[0]
@@ -336,7 +388,7 @@ def template_problems(
         except TemplateSyntaxError as error:
             trees.pop(name, None)
             yield syntax_problem(error, name)
-    needed = ["logger.py"] if kind == "loggers" else [*FILES, "about.md"]
+    needed = {"tasks": [*FILES, "about.md"], "loggers": ["logger.py"], "features": []}[kind]
     has_option = isinstance(item, Task) and any(source.option for source in item.sources.values())
     with_macros = f"{place.name}/{'logger' if kind == 'loggers' else 'small_data'}.py.jinja"
     if has_option:
@@ -365,9 +417,9 @@ def template_problems(
 
 
 def of_another_folder(place: Place, name: str, source: str) -> Iterator[Problem]:
-    """Templates of other tasks and loggers that a template names: it was copied from there, most likely."""
+    """Templates of other folders that a template names: it was copied from there, most likely."""
     for number, line in enumerate(source.split("\n"), 1):
-        for other in re.findall(r"[\"']((?:tasks|loggers)/[\w-]+)/", line):
+        for other in re.findall(r"[\"']((?:tasks|loggers|features)/[\w-]+)/", line):
             if other != place.name:
                 yield Problem(f"{name}:{number}", f"it names a template of {other}", f"write {place.name}/")
 

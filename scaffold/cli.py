@@ -341,11 +341,11 @@ def verify(
 @app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="tasks/ and loggers/, or one task or logger folder")
+        Path, typer.Argument(metavar="DIR", help="tasks/, loggers/ and features/, or one folder in them")
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Look at task and logger folders of your own, over all the projects that they can become."""
+    """Look at task, logger and feature folders of your own, over all the projects that they can become."""
     with one_line():
         from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""The combinations that a task or logger is offered with, rendered, and all that is wrong with them."""
+"""The combinations that a task, logger or feature is offered with, rendered, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jinja2 import (
 
 from scaffold.answers import Answers
 from scaffold.axes import AXES
-from scaffold.catalog import Catalog, Logger, Task, templates_folder
+from scaffold.catalog import Additive, Catalog, Logger, Task, templates_folder
 from scaffold.lint import (
     BUDGETS,
     IMPORTED_AS,
@@ -253,7 +253,7 @@ class Examiner(RememberingRenderer):
             *(imports(text) for path, text in tree.items() if path.endswith(".py"))
         )
         for name in sorted(imported - own - provided(tuple(plan.facts["requires"]))):
-            where = f"{self.place.name}/{'logger' if self.place.name.startswith('loggers') else 'task'}.toml"
+            where = f"{self.place.name}/{self.place.name.split('s/')[0]}.toml"
             advice = "add the package to `requires`"
             yield Problem(where, f"{name} is imported, and no package of `requires` has it", advice)
 
@@ -367,3 +367,12 @@ def projects_of_logger(logger: Logger, catalog: Catalog, thin: Thin) -> tuple[Ca
         for answers in thin(few)
         if logger.name in answers.loggers and len(answers.features) < 2 and answers.data == "sample"
     )
+
+
+def projects_of_additive(
+    feature: Additive, catalog: Catalog, thin: Thin
+) -> tuple[Catalog, Iterable[Answers]]:
+    """One task, and of its projects those with this feature."""
+    task = next(iter(catalog.tasks.values()))
+    few = replace(catalog, tasks={task.name: task})
+    return few, (answers for answers in thin(few) if feature.name in answers.features)

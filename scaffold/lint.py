@@ -13,7 +13,7 @@ from scaffold.answers import Answers
 from scaffold.catalog import Catalog
 from scaffold.names import names_of
 
-RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!|\0|jinja|scaffold", re.IGNORECASE)
+RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!(?!/)|\0|jinja|scaffold", re.IGNORECASE)
 BUDGETS = {"train.py": 300, "model.py": 150, "data.py": 150, "checkpoint.py": 190}  # lines
 MOST_OPTIONS = 20  # sizes of a model are counted apart
 
@@ -50,12 +50,10 @@ class Vocabulary:
     """The words of every choice, those of the tasks' own features too, and where texts hold them."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self.words = WORDS | {
-            change["words"]: f"with={name}"
-            for task in catalog.tasks.values()
-            for name, change in task.changes.items()
-            if "words" in change
-        }
+        changes = [item for task in catalog.tasks.values() for item in task.changes.items()]
+        own = [(name, change["words"]) for name, change in changes if "words" in change]
+        own += [(name, item.words) for name, item in catalog.additive.items() if item.words]
+        self.words = WORDS | {words: f"with={name}" for name, words in own}
         self.patterns = {word: re.compile(word, re.IGNORECASE) for word in self.words}
         self.in_text = cache(self.find_in_text)
         self.on_line = cache(self.find_on_line)

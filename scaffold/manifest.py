@@ -108,6 +108,18 @@ SOURCE = Table(
     },
     required=("help",),
 )
+
+
+def excludes(*keys: str) -> Rows:
+    """What is not offered beside answers to the questions `keys`."""
+    row: dict[str, Shape] = {
+        "when": Table({key: TEXT_OR_TEXTS for key in keys}),
+        "because": FILLED,
+        "choose": FILLED,
+    }
+    return Rows(Table(row, required=("when", "because", "choose")))
+
+
 TASK = Table(
     {
         "help": FILLED,
@@ -120,16 +132,7 @@ TASK = Table(
         "features": ALL_TEXTS,
         "with": Table(others=Table({"words": PATTERN, "facts": Table(FACTS, others=ANY), "build": OPTIONS})),
         "data": Table({"sample": SOURCE}, required=("sample",), others=SOURCE),
-        "excludes": Rows(
-            Table(
-                {
-                    "when": Table({axis.key: TEXT_OR_TEXTS for axis in AXES if axis.key != "task"}),
-                    "because": FILLED,
-                    "choose": FILLED,
-                },
-                required=("when", "because", "choose"),
-            )
-        ),
+        "excludes": excludes(*(axis.key for axis in AXES if axis.key != "task")),
         "defaults": Table({axis.key: TEXTS if axis.many else TEXT for axis in AXES if axis.key != "task"}),
     },
     required=("help", "facts", "data"),
@@ -138,7 +141,16 @@ LOGGER = Table(
     {"help": FILLED, "requires": TEXTS, "imports": TEXTS, "test_env": ALL_TEXTS},
     required=("help", "requires", "imports"),
 )
-KINDS = {"task.toml": TASK, "logger.toml": LOGGER}
+FEATURE = Table(
+    {
+        "help": FILLED,
+        "files": ALL_TEXTS,
+        "words": PATTERN,
+        "excludes": excludes("data", "hardware", "precision", "distributed"),
+    },
+    required=("help", "files"),
+)
+KINDS = {"task.toml": TASK, "logger.toml": LOGGER, "feature.toml": FEATURE}
 
 
 def misfits(value: Any, shape: Shape, key: str = "") -> Iterator[tuple[str, str]]:

@@ -56,8 +56,12 @@ def combinations(catalog: Catalog, offered: Offered, extent: Extent) -> Iterator
 def additions(
     plain: Answers, catalog: Catalog, offered: Offered, extent: Extent
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Sets of loggers, and of features beside them; loggers meet one another where there is no feature."""
-    names, loggers = list(catalog.values("with", plain.task)), tuple(catalog.loggers)
+    """Sets of loggers, and of features beside them; loggers meet one another where there is no feature.
+
+    Features that only add files meet one another and, on the sample data, the rest of the axes: no others.
+    """
+    names = [name for name in catalog.values("with", plain.task) if name not in catalog.additive]
+    loggers, additive = tuple(catalog.loggers), tuple(catalog.additive)
     needed = catalog.task(plain.task).sources[plain.data].only_with
     possible = [
         name
@@ -74,6 +78,9 @@ def additions(
         yield from ((chosen, features) for chosen in subsets(loggers, *sizes))
     for features in sorted(many):
         yield from (((), features), (loggers, features))
+    if additive and plain.data == "sample":
+        yield from (((), chosen) for chosen in subsets(additive, 1, 2, len(additive)))
+        yield loggers, additive
 
 
 def everything(catalog: Catalog) -> Iterator[Answers]:

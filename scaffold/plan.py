@@ -42,6 +42,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         task_facts, build = task_facts | change.get("facts", {}), build | change.get("build", {})
     loggers = [catalog.loggers[name] for name in answers.loggers]
     chosen = set(answers.features)
+    additions = [item for name, item in catalog.additive.items() if name in chosen]
     ddp, fsdp = (answers.distributed == name for name in ("ddp", "fsdp"))
     distributed = ddp or fsdp
     gpu = answers.hardware == "gpu"
@@ -87,6 +88,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "data": answers.data,
         "source": source,
         "loggers": loggers,
+        "additions": additions,
         "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",
         "gpu": gpu,
@@ -136,4 +138,5 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         files["loggers.py"] = "project/loggers.py.jinja"
     if fsdp:
         files["checkpoint.py"] = "project/sharded_checkpoint.py.jinja"
+    files |= {path: item.template(path) for item in additions for path in item.files}
     return Plan(files, facts)

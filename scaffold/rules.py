@@ -168,8 +168,17 @@ def block_rules(task: Task) -> Iterator[Rule]:
             yield Rule(f"{task.name}-{name}-no-blocks", when, why, advice, beside=(name,))
 
 
+def additive_rules(catalog: Catalog) -> Iterator[Rule]:
+    """What features that only add files exclude."""
+    for feature in catalog.additive.values():
+        for item in feature.excludes:
+            values = "-".join(value for found in item.when.values() for value in found)
+            when = {"with": (feature.name,), **item.when}
+            yield Rule(f"{feature.name}-not-{values}", when, item.because, item.choose)
+
+
 def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
-    return (*RULES, *task_rules(catalog))
+    return (*RULES, *task_rules(catalog), *additive_rules(catalog))
 
 
 def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | None:

@@ -32,6 +32,8 @@ def oracle(answers: Answers) -> bool:
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
+    if answers.hardware == "tpu" and {"kubernetes", "slurm"} & set(answers.features):
+        return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
         return False
     if "hybrid-shard" in answers.features and answers.distributed != "fsdp":

@@ -48,9 +48,12 @@ OF_EVERY_TASK = (
 
 @cache
 def axes() -> dict[str, list[str]]:
-    """Loggers and features are axes of their own: on or off. What is cheap comes first and is preferred."""
+    """Loggers and features are axes of their own, on or off, but for those that only add files.
+
+    What is cheap comes first and is preferred.
+    """
     catalog = projects.catalog()
-    switches = [*catalog.loggers, *catalog.values("with")]
+    switches = [*catalog.loggers, *(name for name in catalog.values("with") if name not in catalog.additive)]
     return {
         "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],
         "hardware": ["cpu", "gpu"],

@@ -1,0 +1,194 @@
+"""The files for schedulers, and what these start, under stand-ins for the schedulers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scaffold.trial import free_port
+from tests.conftest import Make, Whole
+from tests.guarantees.harness import RANKS, everywhere
+from tests.projects import checkpoints, edit, metrics, render, same_run, started, until
+
+STEPS = ["--batch-size", 16, "--epochs", 100, "--max-steps", 400, "--log-every", 4, "--checkpoint-every", 90]
+
+# Slurm's commands as far as a batch script sees them. srun starts a task a node and makes SIGTERM a SIGKILL
+# of its tasks (src/srun/signals.c); scancel signals the tasks alone, as proctrack/cgroup does by default.
+COMMANDS = {
+    "srun": """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+words = sys.argv[1:]
+kill_on_bad_exit = "--kill-on-bad-exit" in words
+words = [word for word in words if word != "--kill-on-bad-exit"]
+nodes = int(os.environ["SLURM_NNODES"])
+tasks = [subprocess.Popen(words, start_new_session=True) for _ in range(nodes)]
+Path(os.environ["STANDIN"], "tasks").write_text(" ".join(str(task.pid) for task in tasks))
+
+
+def end(number):
+    for task in tasks:
+        if task.poll() is None:
+            os.killpg(task.pid, number)
+
+
+signal.signal(signal.SIGTERM, lambda *_: end(signal.SIGKILL))
+while any(task.poll() is None for task in tasks):
+    time.sleep(0.02)
+    if kill_on_bad_exit and any(task.poll() for task in tasks):
+        end(signal.SIGTERM)
+        kill_on_bad_exit = False
+sys.exit(max(task.returncode % 256 for task in tasks))
+""",
+    "scancel": """
+import os, signal, sys
+from pathlib import Path
+
+option, job = sys.argv[1:]
+assert job == os.environ["SLURM_JOB_ID"] and option.startswith("--signal=")
+for task in Path(os.environ["STANDIN"], "tasks").read_text().split():
+    os.kill(int(task), signal.Signals["SIG" + option.removeprefix("--signal=")])
+""",
+    "scontrol": """
+import os, sys
+from pathlib import Path
+
+if sys.argv[1:3] == ["show", "hostnames"]:
+    print("\\n".join(sys.argv[3].split(",")))
+else:
+    assert sys.argv[1:] == ["requeue", os.environ["SLURM_JOB_ID"]]
+    Path(os.environ["STANDIN"], "requeued").touch()
+""",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a job: how its script ended, and whether it asked for another."""
+
+    code: int
+    requeued: bool
+
+
+@dataclass(frozen=True)
+class Slurm:
+    folder: Path
+    job: int  # its port is free
+
+    @contextmanager
+    def submitted(self, project: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
+        """The batch script, as sbatch starts it."""
+        (self.folder / "requeued").unlink(missing_ok=True)
+        asked = dict(
+            re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", (project / "train.sbatch").read_text(), re.MULTILINE)
+        )
+        environment = {
+            "PATH": f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "STANDIN": str(self.folder),
+            "SLURM_JOB_ID": str(self.job),
+            "SLURM_JOB_NODELIST": ",".join(["localhost"] * int(asked["nodes"])),
+            "SLURM_NNODES": asked["nodes"],
+        }
+        words = ["bash", "train.sbatch", *map(str, options)]
+        with started(project, words, environment, stdout=None, stderr=None) as script:
+            yield script
+
+    def turn(self, project: Path, output_dir: Path, *options: object, limit_at: int = 0) -> Turn:
+        """Run a job until its script ends; its time is nearly up when it is at step `limit_at`."""
+        with self.submitted(project, *options, "--output-dir", output_dir) as script:
+            if limit_at:
+                until(lambda: has_logged(output_dir, limit_at) or script.poll() is not None)
+                self.warn(project, script)
+            code = script.wait(60)
+        return Turn(code, (self.folder / "requeued").exists())
+
+    def warn(self, project: Path, script: subprocess.Popen[str]) -> None:
+        """The signal that the script asked for, to its shell alone."""
+        asked = re.search(
+            r"^#SBATCH --signal=B:(\w+)@120$", (project / "train.sbatch").read_text(), re.MULTILINE
+        )
+        assert asked
+        script.send_signal(signal.Signals[f"SIG{asked[1]}"])
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in COMMANDS.items():
+        (folder / name).write_text(f"#!{sys.executable}\n{text}")
+        (folder / name).chmod(0o755)
+    return Slurm(folder, next(port for port in iter(free_port, 0) if 20_000 <= port < 30_000) - 20_000)
+
+
+def has_logged(output_dir: Path, step: int) -> bool:
+    path = output_dir / "metrics.jsonl"
+    return path.exists() and any(row["step"] >= step for row in metrics(output_dir))
+
+
+def slow(project: Path) -> Path:
+    """Steps that take a little: time for a signal between them."""
+    edit(
+        project / "train.py",
+        "    optimizer.step()\n",
+        "    optimizer.step()\n        threading.Event().wait(0.005)\n",
+    )
+    return project
+
+
+def one_process_a_node(project: Path) -> Path:
+    script = project / "train.sbatch"
+    script.write_text(script.read_text().replace("--nproc-per-node 2", "--nproc-per-node 1"))
+    return project
+
+
+@pytest.mark.heavy
+@everywhere
+def test_slurm_goes_on_after_the_time_limit(
+    made: Make, whole: Whole, slurm: Slurm, tmp_path: Path, distributed: str
+) -> None:
+    project = made(slow, one_process_a_node, task="tabular", distributed=distributed, features=("slurm",))
+    out = tmp_path / "out"
+    first = slurm.turn(project, out, *STEPS, limit_at=100)
+    assert first.requeued and first.code
+    reached = [int(checkpoints(out)[-1].name[5:13]), int(metrics(out)[-1]["step"])]
+    assert 100 <= reached[1] <= reached[0] < 400  # it saved where it was
+    assert slurm.turn(project, out, *STEPS) == Turn(0, requeued=False)
+    assert same_run(whole(project, *STEPS, ranks=RANKS[distributed]), out)
+
+
+@pytest.mark.heavy
+def test_slurm_takes_no_failure_for_the_time_limit(made: Make, slurm: Slurm, tmp_path: Path) -> None:
+    project = made(task="tabular", features=("slurm",))
+    assert slurm.turn(project, tmp_path, *STEPS, "--max-steps", 4) == Turn(0, requeued=False)
+    assert slurm.turn(project, tmp_path, "--lr", -1) == Turn(2, requeued=False)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('scancel --signal=TERM "$SLURM_JOB_ID"', "kill -TERM $!"),  # srun ends its tasks at once
+        ("--resume ", ""),
+    ],
+)
+def test_control_slurm(slurm: Slurm, tmp_path: Path, old: str, new: str) -> None:
+    project = slow(render(tmp_path / "demo", task="tabular", features=("slurm",)))
+    edit(project / "train.sbatch", old, new)
+    out = tmp_path / "out"
+    assert slurm.turn(project, out, *STEPS, "--log-every", 1, limit_at=100).requeued
+    saved, reached = int(checkpoints(out)[-1].name[5:13]), metrics(out)[-1]["step"]
+    if "TERM" in old:
+        assert saved < reached
+    else:
+        assert slurm.turn(project, out, *STEPS).code == 1
