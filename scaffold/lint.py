@@ -34,14 +34,13 @@ WORDS = {
     r"\bema\b|_ema\b|ema_": "with=ema",
     r"patience|stale": "with=early-stopping",
     r"\bcompile": "with=compile",
+    r"speed/|\bmfu\b|\btimed_step": "with=throughput",
+    r"\bupload|artifact": "with=log-best",
     r"deterministic|CUBLAS": "with=deterministic",
     r"async_(save|checkpoint)|Executor|\bpending\b": "with=async-checkpoint",
-    r"tensorboard|SummaryWriter": "logger=tensorboard",
-    r"wandb": "logger=wandb",
     r"\bIDX\b|gzip": "data=mnist|fashion-mnist",
 }
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
-BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pyarrow": "pandas"}  # the last is what needs it
 
 
 class Vocabulary:
@@ -49,6 +48,9 @@ class Vocabulary:
 
     def __init__(self, catalog: Catalog) -> None:
         self.words = WORDS | {
+            logger.words: f"logger={logger.name}" for logger in catalog.loggers.values() if logger.words
+        }
+        self.words |= {
             change["words"]: f"with={name}"
             for task in catalog.tasks.values()
             for name, change in task.changes.items()

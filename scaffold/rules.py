@@ -133,8 +133,20 @@ def task_rules(catalog: Catalog) -> Iterator[Rule]:
                 )
 
 
+def logger_rules(catalog: Catalog) -> Iterator[Rule]:
+    """The row that follows from what the loggers take."""
+    takers = tuple(logger.name for logger in catalog.loggers.values() if logger.artifacts)
+    yield Rule(
+        "log-best-needs-a-taker",
+        {"with": ("log-best",)},
+        f"it is for loggers that take artifacts ({', '.join(takers)})",
+        " or ".join(["without log-best", *(f"logger={name}" for name in takers[-1:])]),
+        unless={"logger": takers},
+    )
+
+
 def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
-    return (*RULES, *task_rules(catalog))
+    return (*RULES, *logger_rules(catalog), *task_rules(catalog))
 
 
 def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | None:

@@ -11,6 +11,12 @@ from scaffold.answers import Answers
 from scaffold.catalog import Catalog, templates_folder
 from scaffold.matrix import THIN, WIDE, combinations
 
+ARTIFACTS = {  # the loggers whose templates take the best checkpoint
+    path.parent.name
+    for path in templates_folder().glob("loggers/*/logger.py.jinja")
+    if "macro artifact()" in path.read_text(encoding="utf-8")
+}
+
 
 @cache
 def manifest(task: str) -> dict[str, Any]:
@@ -24,6 +30,8 @@ def oracle(answers: Answers) -> bool:
     if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
+        return False
+    if "log-best" in answers.features and not ARTIFACTS & set(answers.loggers):
         return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
         return False
