@@ -90,6 +90,9 @@ class Logger:
     help: str
     requires: tuple[str, ...]
     imports: tuple[str, ...]
+    words: str = ""  # a pattern of what no project without it may say
+    modules: dict[str, str] = field(default_factory=dict)  # package -> the module that needs it
+    artifacts: bool = False  # does it take the best checkpoint?
     test_env: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -217,6 +220,9 @@ def read_logger(folder: Path) -> Logger:
         help=manifest["help"],
         requires=tuple(manifest["requires"]),
         imports=tuple(manifest["imports"]),
+        words=manifest.get("words", ""),
+        modules=manifest.get("modules", {}),
+        artifacts=manifest.get("artifacts", False),
         test_env=manifest.get("test_env", {}),
     )
 

@@ -402,6 +402,9 @@ def template_problems(
             if name not in macros:
                 advice = f"write `#: macro {name}()` and `#: endmacro`"
                 yield Problem(with_macros, f"the macro {name!r} is missing", advice)
+        if isinstance(item, Logger) and item.artifacts != ("artifact" in macros):
+            what = "the macro 'artifact' and `artifacts` of the manifest do not agree"
+            yield Problem(with_macros, what, "write both, or neither")
     if facts is not None:
         yield from undefined_facts(trees, facts, env)
     for name, tree in trees.items():

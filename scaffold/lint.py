@@ -36,14 +36,13 @@ WORDS = {
     r"\bcompile": "with=compile",
     r"utils\.checkpoint|use_reentrant": "with=activation-checkpointing",
     r"LOCAL_WORLD_SIZE|mesh_dim|replicate": "with=hybrid-shard",
+    r"speed/|\bmfu\b|\btimed_step": "with=throughput",
+    r"\bupload|artifact": "with=log-best",
     r"deterministic|CUBLAS": "with=deterministic",
     r"async_(save|checkpoint)|Executor|\bpending\b": "with=async-checkpoint",
-    r"tensorboard|SummaryWriter": "logger=tensorboard",
-    r"wandb": "logger=wandb",
     r"\bIDX\b|gzip": "data=mnist|fashion-mnist",
 }
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
-BY_OTHERS = {"pyarrow", "tensorboard"}  # pandas and torch import these
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pyarrow": "pandas"}  # the last is what needs it
 
 
 class Vocabulary:
@@ -51,9 +50,10 @@ class Vocabulary:
 
     def __init__(self, catalog: Catalog) -> None:
         changes = [item for task in catalog.tasks.values() for item in task.changes.items()]
-        own = [(name, change["words"]) for name, change in changes if "words" in change]
-        own += [(name, item.words) for name, item in catalog.additive.items() if item.words]
-        self.words = WORDS | {words: f"with={name}" for name, words in own}
+        own = [(f"with={name}", change["words"]) for name, change in changes if "words" in change]
+        own += [(f"with={name}", item.words) for name, item in catalog.additive.items() if item.words]
+        own += [(f"logger={name}", item.words) for name, item in catalog.loggers.items() if item.words]
+        self.words = WORDS | {words: choice for choice, words in own}
         self.patterns = {word: re.compile(word, re.IGNORECASE) for word in self.words}
         self.in_text = cache(self.find_in_text)
         self.on_line = cache(self.find_on_line)

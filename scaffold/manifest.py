@@ -138,7 +138,15 @@ TASK = Table(
     required=("help", "facts", "data"),
 )
 LOGGER = Table(
-    {"help": FILLED, "requires": TEXTS, "imports": TEXTS, "test_env": ALL_TEXTS},
+    {
+        "help": FILLED,
+        "requires": TEXTS,
+        "imports": TEXTS,
+        "words": PATTERN,
+        "modules": ALL_TEXTS,
+        "artifacts": FLAG,
+        "test_env": ALL_TEXTS,
+    },
     required=("help", "requires", "imports"),
 )
 FEATURE = Table(

@@ -78,7 +78,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "data_file": "the data, and the order in which they are drawn",
         "falls": 10,  # by what factor the loss of one batch must fall in the project's own test
         "learns_one_batch": True,  # does training on one batch alone bring compute_loss down?
-        "timed": False,  # are some metrics speeds of the machine?
+        "timed": "throughput" in chosen,  # are some metrics speeds of the machine?
         "weighted": False,  # is the loss a sum, divided by a count over the whole optimizer step?
         "test_model_args": task_facts["model_args"],
         **task_facts,
@@ -105,6 +105,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "ema": ema,
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
+        "throughput": "throughput" in chosen,
+        "log_best": "log-best" in chosen,
         "deterministic": "deterministic" in chosen,
         "activation_checkpointing": "activation-checkpointing" in chosen,
         "async_checkpoint": "async-checkpoint" in chosen,

@@ -177,8 +177,21 @@ def additive_rules(catalog: Catalog) -> Iterator[Rule]:
             yield Rule(f"{feature.name}-not-{values}", when, item.because, item.choose)
 
 
+def logger_rules(catalog: Catalog) -> Iterator[Rule]:
+    """The row that follows from what the loggers take."""
+    takers = tuple(logger.name for logger in catalog.loggers.values() if logger.artifacts)
+    yield Rule(
+        "log-best-needs-a-taker",
+        {"with": ("log-best",)},
+        f"it is for loggers that take artifacts ({', '.join(takers)})",
+        " or ".join(["without log-best", *(f"logger={name}" for name in takers[-1:])]),
+        unless={"logger": takers},
+    )
+
+
 def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
-    return (*RULES, *task_rules(catalog), *additive_rules(catalog))
+    found = (task_rules(catalog), logger_rules(catalog), additive_rules(catalog))
+    return (*RULES, *itertools.chain.from_iterable(found))
 
 
 def broken(answers: Mapping[str, tuple[str, ...]], catalog: Catalog) -> Rule | None:

@@ -11,18 +11,25 @@ from scaffold.answers import Answers
 from scaffold.catalog import Catalog, templates_folder
 from scaffold.matrix import THIN, WIDE, combinations
 
+ARTIFACTS = {  # the loggers whose templates take the best checkpoint
+    path.parent.name
+    for path in templates_folder().glob("loggers/*/logger.py.jinja")
+    if "macro artifact()" in path.read_text(encoding="utf-8")
+}
+
 
 @cache
-def manifest(task: str) -> dict[str, Any]:
-    """What a task says of itself; those that are not ours exclude nothing here."""
-    file = templates_folder() / "tasks" / task / "task.toml"
+def manifest(place: str) -> dict[str, Any]:
+    """What a task or feature says of itself; those that are not ours exclude nothing here."""
+    file = templates_folder() / place
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def has_blocks(answers: Answers) -> bool:
-    facts = manifest(answers.task).get("facts", {})
+    task = manifest(f"tasks/{answers.task}/task.toml")
+    facts = task.get("facts", {})
     for feature in answers.features:
-        facts = facts | manifest(answers.task).get("with", {}).get(feature, {}).get("facts", {})
+        facts = facts | task.get("with", {}).get(feature, {}).get("facts", {})
     return bool(facts.get("blocks"))
 
 
@@ -32,7 +39,7 @@ def oracle(answers: Answers) -> bool:
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
-    if answers.hardware == "tpu" and {"kubernetes", "slurm"} & set(answers.features):
+    if "log-best" in answers.features and not ARTIFACTS & set(answers.loggers):
         return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
         return False
@@ -40,12 +47,14 @@ def oracle(answers: Answers) -> bool:
         return False
     if "activation-checkpointing" in answers.features and not has_blocks(answers):
         return False
+    named = [f"tasks/{answers.task}/task.toml", *(f"features/{n}/feature.toml" for n in answers.features)]
     if any(
         all(
             set(answers.chosen(key)) & set([values] if isinstance(values, str) else values)
             for key, values in row["when"].items()
         )
-        for row in manifest(answers.task).get("excludes", ())
+        for place in named
+        for row in manifest(place).get("excludes", ())
     ):
         return False
     regression = "regression" in answers.features

@@ -170,7 +170,13 @@ DAMAGES = {
         LOGGER,
         "imports",
         "import",
-        "unknown key 'import'; known are help, requires, imports, test_env",
+        "unknown key 'import'; known are help, requires, imports, words, modules, artifacts, test_env",
+    ),
+    "artifacts": (
+        LOGGER,
+        "requires = []",
+        "requires = []\nartifacts = true",
+        "the macro 'artifact' and `artifacts` of the manifest do not agree; write both, or neither",
     ),
     "no-sample": (TASK, "[data.sample]", "[data.some]", "'sample' is missing in [data]; it must be a table"),
     "only-with": (

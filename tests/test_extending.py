@@ -49,7 +49,7 @@ def test_plugin_is_found_and_rendered(package: Path) -> None:
     tree = Renderer(catalog).tree(make_plan(complete(choice, catalog), catalog))
     ast.parse(tree["train.py"])
     assert "import csv\n" in tree["loggers.py"]
-    assert "def log_to_csv_file(rows: Rows, args: Namespace) -> None:\n" in tree["loggers.py"]
+    assert "def log_to_csv_file(rows: Rows, args: Namespace, config: dict[" in tree["loggers.py"]
     assert (
         "        log.writerows([step, name, value] for name, value in metrics.items())\n"
         in tree["loggers.py"]

@@ -31,8 +31,6 @@ BUDGETS = {
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
-    "logger=tensorboard": 4,
-    "logger=wandb": 4,
     "with=grad-accum": 22,
     "with=grad-clip": 4,
     "with=ema": 18,
@@ -42,13 +40,16 @@ BUDGETS = {
     "with=async-checkpoint": 4,
     "with=activation-checkpointing": 4,
     "with=hybrid-shard": 4,
-}
+    "with=throughput": 12,
+    "with=log-best": 0,
+} | {f"logger={name}": 4 for name in CATALOG.loggers}
 
 # What a choice needs beside it, where the base alone does not allow it.
 COMPANIONS = {
     "precision=tf32": {"hardware": "gpu"},
     "with=async-checkpoint": {"distributed": "fsdp"},
     "with=hybrid-shard": {"distributed": "fsdp"},
+    "with=log-best": {"logger": ("wandb",)},
     "data=wine-quality": {"with": ("regression",)},
 }
 
@@ -118,6 +119,18 @@ def test_choice(
         # an average by default, or a second network, is wrapped, or sharded, too
         more = 2 * (len(make_plan(before, CATALOG).facts["networks"]) - 1 + ("ema" in before.features))
         assert changed_lines(train) <= BUDGETS[name] + more
+
+
+@pytest.mark.parametrize("name", CATALOG.loggers)
+def test_one_more_logger_is_one_function(name: str, renderer: Renderer) -> None:
+    """Beside another one it changes no line but that with their names, and nothing in the loop."""
+    other = next(known for known in CATALOG.loggers if known != name)
+    before = tree(renderer, base("segmentation").changed({"logger": (other,)}))
+    after = tree(renderer, base("segmentation").changed({"logger": (other, name)}))
+    assert before["train.py"] == after["train.py"]
+    change = difference({"loggers.py": before["loggers.py"]}, {"loggers.py": after["loggers.py"]}, context=0)
+    gone = [line for line in change.splitlines() if line.startswith("-") and not line.startswith("---")]
+    assert gone == [f"-        for logger in [log_to_{other.replace('-', '_')}]:"]
 
 
 def test_no_golden_is_left_over() -> None:

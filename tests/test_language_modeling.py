@@ -209,5 +209,6 @@ def test_speed(made: Make, tmp_path: Path) -> None:
     train(project, *options, "--peak-tflops", 0.5)
     rows = metrics(tmp_path)
     assert all(row["speed/tokens_per_second"] > 0 for row in rows)
+    assert {row["speed/tokens_per_second"] / row["speed/examples_per_second"] for row in rows} == {32}
     shares = {round(row["speed/mfu"] / row["speed/tokens_per_second"], 12) for row in rows}
     assert len(shares) == 1 and shares.pop() > 0

@@ -20,7 +20,6 @@ from scaffold.answers import Answers
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.lint import (
     BUDGETS,
-    BY_OTHERS,
     IMPORTED_AS,
     MOST_OPTIONS,
     Vocabulary,
@@ -35,12 +34,13 @@ from scaffold.render import Renderer
 from tests.matrix import thinned, valid
 
 
-def unlike_imports(tree: Mapping[str, str], requires: Iterable[str]) -> set[str]:
+def unlike_imports(tree: Mapping[str, str], requires: Iterable[str], catalog: Catalog) -> set[str]:
     """Packages that a project imports and does not require, or the other way round."""
     own = {Path(path).stem for path in tree}
     imported = frozenset().union(*(imports(text) for path, text in tree.items() if path.endswith(".py")))
-    required = required_names(requires) - BY_OTHERS
-    return {IMPORTED_AS.get(name, name) for name in required} ^ (imported - own - {"pytest"})
+    modules = IMPORTED_AS | {k: v for logger in catalog.loggers.values() for k, v in logger.modules.items()}
+    required = {modules.get(name, name) for name in required_names(requires)}
+    return required ^ (imported - own - {"pytest"})
 
 
 def options_by_syntax(source: str) -> tuple[set[str], set[str]]:
@@ -95,7 +95,7 @@ def examine(projects: Iterable[Answers], catalog: Catalog) -> Findings:
         plan = make_plan(answers, catalog)
         tree = renderer.tree(plan)
         found.projects += 1
-        if packages := unlike_imports(tree, plan.facts["requires"]):
+        if packages := unlike_imports(tree, plan.facts["requires"], catalog):
             found.problems.append(f"{answers}: requires or imports {packages}")
         if absent := vocabulary.absent(tree.values(), answers):
             found.problems.append(f"{answers}: speaks of {absent}")
@@ -204,9 +204,10 @@ def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
     answers = Answers("demo", "tabular", "sample", "cpu", "fp32", "none")
     plan = make_plan(answers, catalog)
     tree = Renderer(catalog).tree(plan)
-    assert unlike_imports(tree, plan.facts["requires"]) == set()
-    assert unlike_imports(tree | {"more.py": "import PIL\n"}, plan.facts["requires"]) == {"PIL"}
-    assert unlike_imports(tree, [*plan.facts["requires"], "wandb>=0.18"]) == {"wandb"}
+    requires = plan.facts["requires"]
+    assert unlike_imports(tree, requires, catalog) == set()
+    assert unlike_imports(tree | {"more.py": "import PIL\n"}, requires, catalog) == {"PIL"}
+    assert unlike_imports(tree, [*requires, "wandb>=0.18"], catalog) == {"wandb"}
     train, vocabulary = tree["train.py"], Vocabulary(catalog)
     assert vocabulary.absent([train], answers) == set()
     assert vocabulary.absent([train + "# works with DDP\n"], answers)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from scaffold.catalog import Task
 from tests.projects import catalog, drive, metric, python, render, run, values
 from tests.support import leave
 
@@ -20,15 +19,10 @@ SEEDS = [
 LIMIT = 360  # seconds, where another test runs beside it; on two processors alone it is to be half of that
 
 
-def measures_speed(task: Task, feature: str) -> bool:
-    """Such a feature changes nothing of what is learnt."""
-    return bool(task.changes.get(feature, {}).get("facts", {}).get("timed"))
-
-
 KINDS = [
     (task.name, features)
     for task in catalog().tasks.values()
-    for features in [(), *((name,) for name in task.features if not measures_speed(task, name))]
+    for features in [(), *((name,) for name in task.features)]
 ]
 
 

@@ -43,6 +43,13 @@ def test_loggers_exclude_nothing(catalog: Catalog) -> None:
     assert not any("logger" in rule.when for rule in all_rules(catalog))
 
 
+@pytest.mark.parametrize("loggers", [(), ("tensorboard",)])
+def test_the_best_checkpoint_needs_a_logger_that_takes_it(catalog: Catalog, loggers: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match=r"log-best.*artifacts \(.*wandb.*without log-best or logger="):
+        complete({"logger": loggers, "with": ("log-best",)}, catalog)
+    assert complete({"logger": (*loggers, "wandb"), "with": ("log-best",)}, catalog).features == ("log-best",)
+
+
 @pytest.mark.parametrize("rule", all_rules(load_catalog()), ids=lambda rule: rule.id)
 def test_advice_lifts_the_rule_that_gives_it(rule: Rule, catalog: Catalog) -> None:
     for combination in rule.combinations():
