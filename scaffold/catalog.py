@@ -116,7 +116,7 @@ class Additive:
         return f"features/{self.name}/{path.removeprefix('.')}.jinja"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """Everything that can be chosen on the open axes, and where its templates are."""
 

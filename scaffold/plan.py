@@ -105,6 +105,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "ema": ema,
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
+        "compiled_whole": "compile" in chosen and not (fsdp and task_facts.get("blocks")),  # not by blocks
         "throughput": "throughput" in chosen,
         "log_best": "log-best" in chosen,
         "deterministic": "deterministic" in chosen,

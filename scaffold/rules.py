@@ -7,6 +7,7 @@ import keyword
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from scaffold.answers import Answers, parse_words
@@ -189,6 +190,7 @@ def logger_rules(catalog: Catalog) -> Iterator[Rule]:
     )
 
 
+@cache
 def all_rules(catalog: Catalog) -> tuple[Rule, ...]:
     found = (task_rules(catalog), logger_rules(catalog), additive_rules(catalog))
     return (*RULES, *itertools.chain.from_iterable(found))
