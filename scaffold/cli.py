@@ -363,6 +363,35 @@ def check(
 
 
 @app.command()
+def plan(
+    parameters: Annotated[str, typer.Option(help="of the model: 7e9 or 7B", metavar="N")],
+    device_memory: Annotated[str, typer.Option(help="GiB of each device", metavar="GIB")],
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16")] = "bf16",
+    optimizer: Annotated[str, typer.Option(help="adamw, momentum or sgd")] = "adamw",
+    devices: Annotated[str, typer.Option(help="in all", metavar="N")] = "8",
+    per_node: Annotated[str, typer.Option(help="devices of a machine", metavar="N")] = "8",
+    blocks: Annotated[str, typer.Option(help="of equal size that the model has", metavar="N")] = "32",
+    as_json: JsonOption = False,
+) -> None:
+    """Does a model fit, and which way to distribute it does it need?"""
+    with one_line():
+        from scaffold.scaling import lines, read_run, report
+
+        run, memory = read_run(
+            {
+                "parameters": parameters,
+                "device-memory": device_memory,
+                "precision": precision,
+                "optimizer": optimizer,
+                "devices": devices,
+                "per-node": per_node,
+                "blocks": blocks,
+            }
+        )
+    typer.echo(json.dumps(report(run, memory), indent=2) if as_json else "\n".join(lines(run, memory)))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog

@@ -1,0 +1,320 @@
+"""Memory per device and bytes sent per step, from the number of parameters: the sums of docs/scaling.md.
+
+Sources: ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054) for what is kept where, PyTorch FSDP (Zhao et al.,
+2023, arXiv:2304.11277) for gathering and for sharding within machines, Patarasuk and Yuan (2009) for what a
+ring sends. All sizes are bytes; a GiB is 2**30 of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scaffold.errors import RequestError
+
+GIB = 2**30
+WIDTHS = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a number that is computed with
+OPTIMIZERS = {
+    "adamw": 2,
+    "momentum": 1,
+    "sgd": 0,
+}  # 32-bit numbers that an optimizer keeps for each parameter
+FULL = 4  # bytes of a number that is added up over steps or over processes
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to spread a run over devices; `choice` are the words of `scaffold new` that choose it."""
+
+    name: str
+    choice: str
+    sharded: tuple[str, ...] = ()  # what each device has only its part of
+    hybrid: bool = False  # is it a part of the machine's, not of all devices'?
+    offload: bool = False  # does the host keep what the optimizer needs?
+
+    @property
+    def is_zero(self) -> bool:
+        return self.name.startswith("deepspeed")
+
+
+BACKENDS = (
+    Backend("none", "--distributed none"),
+    Backend("ddp", "--distributed ddp"),
+    Backend(
+        "fsdp hybrid",
+        "--distributed fsdp --with hybrid-shard",
+        ("parameters", "gradients", "optimizer"),
+        hybrid=True,
+    ),
+    Backend("fsdp", "--distributed fsdp", ("parameters", "gradients", "optimizer")),
+    Backend("deepspeed 1", "--distributed deepspeed", ("optimizer",)),
+    Backend("deepspeed 2", "--distributed deepspeed", ("gradients", "optimizer")),
+    Backend("deepspeed 3", "--distributed deepspeed", ("parameters", "gradients", "optimizer")),
+    Backend(
+        "deepspeed 3 offload",
+        "--distributed deepspeed",
+        ("parameters", "gradients", "optimizer"),
+        offload=True,
+    ),
+)
+BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and on how much.
+
+    `root` is how many parameters are in no block: they stay gathered from the forward to the backward pass.
+    """
+
+    parameters: int
+    precision: str = "bf16"
+    optimizer: str = "adamw"
+    devices: int = 1
+    per_node: int = 1
+    blocks: int = 1
+    root: int = 0
+    accumulation: int = 1
+
+    @property
+    def width(self) -> int:
+        return WIDTHS[self.precision]
+
+    def group(self, backend: Backend) -> int:
+        """The devices over which a model is split."""
+        return min(self.per_node, self.devices) if backend.hybrid else self.devices
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per device of all but activations, each kept through a whole step but `passing`."""
+
+    parameters: float
+    gradients: float
+    master: float  # 32-bit parameters beside 16-bit ones
+    optimizer: float
+    passing: float  # most that is there at a time of gathered blocks, of buckets, of copies in 16 bits
+    host: float = 0.0  # in the memory of the machine, for each device
+
+    @property
+    def states(self) -> float:
+        return self.parameters + self.gradients + self.master + self.optimizer
+
+    @property
+    def total(self) -> float:
+        return self.states + self.passing
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each device sends in an optimizer step, by rings; `between` is what leaves a machine."""
+
+    gather: float
+    reduce: float
+    between: float
+
+    @property
+    def total(self) -> float:
+        return self.gather + self.reduce
+
+
+def memory(run: Run, backend: Backend) -> Memory:
+    """Bytes per device that do not depend on the batch (ZeRO, section 3.1; FSDP, section 3.2).
+
+    Projects keep parameters and gradients in 32 bits and compute in 16; DeepSpeed keeps both in 16,
+    and a master copy in 32 beside them, as ZeRO's authors do.
+    """
+    number, group = run.parameters, run.group(backend)
+    part = {key: number / group if key in backend.sharded else float(number) for key in PARTS}
+    kept = part["optimizer"] * FULL * OPTIMIZERS[run.optimizer]
+    if backend.is_zero:
+        master, gradients = part["optimizer"] * FULL, part["gradients"] * run.width
+        block = 2 * number / run.blocks * run.width if "parameters" in backend.sharded else 0.0
+        if not backend.offload:
+            return Memory(part["parameters"] * run.width, gradients, master, kept, block)
+        return Memory(part["parameters"] * run.width, 0.0, 0.0, 0.0, block, gradients + master + kept)
+    return Memory(part["parameters"] * FULL, part["gradients"] * FULL, 0.0, kept, passing(run, backend))
+
+
+PARTS = ("parameters", "gradients", "optimizer")
+
+
+def passing(run: Run, backend: Backend) -> float:
+    """What is there for a while: copies for autocast, buckets of DDP, gathered blocks of FSDP."""
+    if not backend.sharded:
+        copies = run.parameters * run.width if run.width < FULL else 0
+        buckets = run.parameters * FULL if backend.name == "ddp" else 0
+        return copies + buckets
+    block = (run.parameters - run.root) / run.blocks
+    # two gathered blocks, of which one is prefetched, gradients of one, and what is sent of them
+    gathered = (run.root + 2 * block) * run.width + block * (run.width + FULL)
+    whole = (
+        run.parameters * FULL if run.accumulation > 1 else 0
+    )  # until the last pass gradients are not split
+    return gathered + whole
+
+
+def traffic(run: Run, backend: Backend) -> Traffic:
+    """Bytes that a device sends in a step (ZeRO, section 7; FSDP, section 3.2).
+
+    In a ring of n, gathering or reduce-scattering m bytes sends (n - 1) / n * m, all-reducing twice that.
+    """
+    number, group, width = run.parameters, run.group(backend), run.width
+    around = (group - 1) / group
+    if not backend.sharded:
+        reduced = 2 * around * number * FULL if backend.name == "ddp" else 0.0
+        return Traffic(0.0, reduced, leaving(run, reduced))
+    if backend.is_zero:
+        passes = 2 * run.accumulation if "parameters" in backend.sharded else 1
+        times = run.accumulation if "gradients" in backend.sharded else 1
+        gathered, reduced = passes * around * number * width, times * around * number * width
+        return Traffic(gathered, reduced, leaving(run, gathered + reduced))
+    gathered = run.accumulation * around * width * (2 * (number - run.root) + run.root)
+    reduced = around * number * FULL
+    if not backend.hybrid:
+        return Traffic(gathered, reduced, leaving(run, gathered + reduced))
+    machines = run.devices // group
+    across = 2 * (machines - 1) / machines * number / group * FULL
+    return Traffic(gathered, reduced + across, group * across)
+
+
+def leaving(run: Run, sent: float) -> float:
+    """What leaves a machine: a ring goes from machine to machine, by one device of each."""
+    return sent if run.devices > run.per_node else 0.0
+
+
+def offered(run: Run) -> tuple[Backend, ...]:
+    """The backends for so many devices."""
+    if run.devices == 1:
+        return tuple(backend for backend in BACKENDS if backend.name in ("none", "deepspeed 3 offload"))
+    several = run.devices > run.per_node > 1
+    return tuple(b for b in BACKENDS if b.name != "none" and (several or not b.hybrid))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backend for a run on devices of some memory: what it takes, and what is left for activations."""
+
+    backend: Backend
+    memory: Memory
+    traffic: Traffic
+    left: float
+
+    @property
+    def fits(self) -> bool:
+        return self.left > 0
+
+
+SPARE = 0.2  # of a device: for activations and for what the libraries take
+
+
+def rows(run: Run, device_memory: float) -> list[Row]:
+    """All backends, in order of what they ask of a project: the plainest first."""
+    found = []
+    for backend in BACKENDS:
+        if backend in offered(run) or backend.name == "none":
+            needs = memory(run, backend)
+            found.append(Row(backend, needs, traffic(run, backend), device_memory - needs.total))
+    return found
+
+
+def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
+    """The plainest backend that leaves a fifth of each device for activations, and why it is that."""
+    for row in rows(run, device_memory):
+        if row.backend not in offered(run) or row.left < SPARE * device_memory:
+            continue
+        name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
+        if row.backend.offload:
+            return (
+                row,
+                f"{name}: nothing else fits, and the host has to hold {show(row.memory.host)} per device",
+            )
+        if name in ("none", "ddp"):
+            return row, f"{name}: every device holds all of it, and {left}"
+        if row.backend.hybrid:
+            return row, f"{name}: a machine holds all of it, only gradients go between machines, and {left}"
+        return row, f"{name}: one device does not hold all of it, a part of it does, and {left}"
+    return None, "nothing fits: take more devices, a smaller model, or --optimizer sgd"
+
+
+def show(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def as_number(text: str, option: str, whole: bool = False, most: float = 1e15) -> float:
+    """A positive number, with K, M, B or T behind it if it is large."""
+    match = re.fullmatch(r"(\d+\.?\d*(?:e\d{1,2})?)([KMBT]?)", text.strip(), re.IGNORECASE)
+    value = float(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0.0
+    if not 0 < value <= most or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise RequestError(f"{option} {text!r} is not {kind} above 0, such as 8 or 7e9 or 1.3B")
+    return value
+
+
+def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
+    """What the command line names: a run, and the memory of a device."""
+    number = {key: as_number(given[key], f"--{key}") for key in ("parameters", "device-memory")}
+    whole = {
+        key: int(as_number(given[key], f"--{key}", True, 1e6)) for key in ("devices", "per-node", "blocks")
+    }
+    for key, known in (("precision", WIDTHS), ("optimizer", OPTIMIZERS)):
+        if given[key] not in known:
+            raise RequestError(f"--{key} {given[key]!r} is not known: choose from {', '.join(known)}")
+    devices, per_node = whole["devices"], min(whole["per-node"], whole["devices"])
+    if devices % per_node:
+        raise RequestError(
+            f"--devices {devices} are not machines of {per_node}: choose a multiple of --per-node"
+        )
+    run = Run(
+        int(number["parameters"]),
+        given["precision"],
+        given["optimizer"],
+        devices,
+        per_node,
+        whole["blocks"],
+    )
+    return run, number["device-memory"] * GIB
+
+
+def lines(run: Run, device_memory: float) -> Iterator[str]:
+    """The table of `scaffold plan`, and its advice."""
+    yield f"{'':<20}{'states':>10}{'passing':>10}{'left':>10}{'sent':>10}{'between':>10}  GiB per device"
+    for row in rows(run, device_memory):
+        numbers = (row.memory.states, row.memory.passing, row.left, row.traffic.total, row.traffic.between)
+        text = "".join(f"{value / GIB:>10.1f}" for value in numbers)
+        yield f"{row.backend.name:<20}{text}  {'fits' if row.fits else 'does not fit'}"
+    best, why = advice(run, device_memory)
+    yield ""
+    yield why
+    if best:
+        yield f"scaffold new {choice(run, best)}"
+
+
+def choice(run: Run, row: Row) -> str:
+    return f"--hardware gpu --precision {run.precision} {row.backend.choice}"
+
+
+def report(run: Run, device_memory: float) -> dict[str, Any]:
+    """The same for programs; sizes are bytes."""
+    best, why = advice(run, device_memory)
+    table = [
+        {
+            "backend": row.backend.name,
+            "parameters": row.memory.parameters,
+            "gradients": row.memory.gradients,
+            "master": row.memory.master,
+            "optimizer": row.memory.optimizer,
+            "states": row.memory.states,
+            "passing": row.memory.passing,
+            "host": row.memory.host,
+            "left": row.left,
+            "fits": row.fits,
+            "sent": row.traffic.total,
+            "between": row.traffic.between,
+        }
+        for row in rows(run, device_memory)
+    ]
+    chosen = {"backend": best.backend.name, "new": choice(run, best)} if best else None
+    return {"backends": table, "advice": why, "choice": chosen}
