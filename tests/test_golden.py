@@ -31,6 +31,7 @@ BUDGETS = {
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
+    "distributed=deepspeed": 90,
     "logger=tensorboard": 4,
     "logger=wandb": 4,
     "with=grad-accum": 22,
