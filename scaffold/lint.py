@@ -19,17 +19,17 @@ MOST_OPTIONS = 20  # sizes of a model are counted apart
 
 # Words that speak of a choice, and the choices. A project may hold a word only if one of them was made.
 WORDS = {
-    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp",
+    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp|deepspeed",
     r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
-    r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
+    r"cuda|(?<!DS_)accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
     r"\bxla|\btpu": "hardware=tpu",
     r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
-    r"shard": "distributed=fsdp data=shards",
-    r"deepspeed": "distributed=deepspeed",
+    r"shard": "distributed=fsdp|deepspeed data=shards",
+    r"deepspeed|zero[-_]stage|\bengine\b|(--|args\.)offload": "distributed=deepspeed",
     r"scaler|(?<!b)float16|skipped": "precision=fp16",
     r"bfloat16": "precision=bf16",
     r"tf32|matmul_precision": "precision=tf32",
-    r"accum|micro_|window": "with=grad-accum",
+    r"accum|micro_(?!batch_size_per_gpu)|window": "with=grad-accum",
     r"clip_grad|clip-grad": "with=grad-clip",
     r"\bema\b|_ema\b|ema_": "with=ema",
     r"patience|stale": "with=early-stopping",

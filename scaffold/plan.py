@@ -43,8 +43,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     loggers = [catalog.loggers[name] for name in answers.loggers]
     chosen = set(answers.features)
     additions = [item for name, item in catalog.additive.items() if name in chosen]
-    ddp, fsdp = (answers.distributed == name for name in ("ddp", "fsdp"))
-    distributed = ddp or fsdp
+    ddp, fsdp, deepspeed = (answers.distributed == name for name in ("ddp", "fsdp", "deepspeed"))
+    distributed = ddp or fsdp or deepspeed
     gpu = answers.hardware == "gpu"
     fp16 = answers.precision == "fp16"
     ema = "ema" in chosen
@@ -52,7 +52,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     torchrun = f"torchrun --standalone --nproc-per-node {processes} train.py"
     networks = task_facts.get("networks", ["model"])  # the first is what is evaluated and averaged
     one_network = len(networks) == 1
-    nets = [f"ddp_{network}" for network in networks] if ddp else networks
+    nets = [f"ddp_{network}" for network in networks] if ddp else ["engine"] if deepspeed else networks
     optimizers = ["optimizer"] if one_network else [f"{network}_optimizer" for network in networks]
     parts = [*networks, *optimizers, *(["scaler"] if fp16 else []), *(["ema"] if ema else [])]
     parts += task_facts.get("saved", [])  # what else of the task a checkpoint holds
@@ -66,6 +66,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
     requires = [*REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
+    requires += ["deepspeed>=0.19"] if deepspeed else []
     task_files = task.files | source.files
     build_args = {  # of build_datasets, in main and in the project's own test
         "args.data": "data" if source.option else "",
@@ -100,6 +101,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "distributed": distributed,
         "ddp": ddp,
         "fsdp": fsdp,
+        "deepspeed": deepspeed,
+        "sharded": fsdp or deepspeed,  # is a forward pass something that all processes do together?
         "grad_accum": "grad-accum" in chosen,
         "grad_clip": "grad-clip" in chosen,
         "ema": ema,
@@ -127,6 +130,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "global_batch": " * ".join(examples),
         "part_names": parts,
         "parts": as_dict(parts),
+        "state": "engine" if deepspeed else "parts",  # what checkpoints are of
         "counters": as_dict(counters),
         "requires": sorted(set(requires), key=str.lower),
         "build_args": ", ".join(key for key, value in build_args.items() if value),
@@ -141,5 +145,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         files["loggers.py"] = "project/loggers.py.jinja"
     if fsdp:
         files["checkpoint.py"] = "project/sharded_checkpoint.py.jinja"
+    if deepspeed:
+        files["checkpoint.py"] = "project/deepspeed_checkpoint.py.jinja"
     files |= {path: item.template(path) for item in additions for path in item.files}
     return Plan(files, facts)

@@ -106,10 +106,22 @@ RULES = (
         "hardware=cpu or hardware=gpu",
     ),
     Rule(
-        "no-deepspeed-yet",
-        {"distributed": ("deepspeed",)},
-        "this version has no templates for it",
-        "distributed=fsdp",
+        "fp16-deepspeed",
+        {"precision": ("fp16",), "distributed": ("deepspeed",)},
+        "DeepSpeed refuses float16 on most processors, where the project's tests run",
+        "precision=bf16",
+    ),
+    Rule(
+        "ema-deepspeed",
+        {"with": ("ema",), "distributed": ("deepspeed",)},
+        "stage 3 of ZeRO leaves no whole parameters of which there could be an average",
+        "without ema",
+    ),
+    Rule(
+        "compile-deepspeed",
+        {"with": ("compile",), "distributed": ("deepspeed",)},
+        "graphs would break where ZeRO gathers and reduces",
+        "without compile",
     ),
 )
 

@@ -35,8 +35,13 @@ def has_blocks(answers: Answers) -> bool:
 
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
-    if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
+    if answers.hardware == "tpu" or answers.distributed == "spmd":
         return False
+    if answers.distributed == "deepspeed":
+        if answers.task in ("gan", "reinforcement-learning") or answers.precision == "fp16":
+            return False
+        if {"ema", "compile"} & set(answers.features):
+            return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False
     if "log-best" in answers.features and not ARTIFACTS & set(answers.loggers):

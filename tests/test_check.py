@@ -352,7 +352,7 @@ DAMAGES = {
         MODEL,
         "one weight",
         "one weight for torchrun",
-        "a word of distributed=ddp|fsdp, where it is not chosen",
+        "a word of distributed=ddp|fsdp|deepspeed, where it is not chosen",
     ),
     "own-word": (
         MODEL,

@@ -31,6 +31,7 @@ BUDGETS = {
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
+    "distributed=deepspeed": 90,
     "with=grad-accum": 22,
     "with=grad-clip": 4,
     "with=ema": 18,

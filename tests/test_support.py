@@ -23,8 +23,10 @@ def label(answers: Answers) -> str:
 @pytest.mark.complete
 @pytest.mark.parametrize("answers", COMBINATIONS, ids=label)
 def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
+    if answers.distributed == "deepspeed":
+        pytest.importorskip("deepspeed")
     given = answers.to_dict()
-    project = render(tmp_path / "demo", **{key: given[key] for key in CORE})
+    project = render(tmp_path / "demo", **{key: given[key] for key in (*CORE, "with")})
     ranks = 0 if answers.distributed == "none" else 2
     options = ["--device", "cpu", "--batch-size", 8, "--warmup-steps", 2, "--output-dir", tmp_path / "out"]
     train_ranks(project, *options, "--max-steps", 3, ranks=ranks, timeout=300)
