@@ -11,7 +11,9 @@ from scaffold.catalog import Catalog
 
 FILES = ("train.py", "model.py", "data.py")  # what every task has templates of
 SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
-REQUIRES = ("torch>=2.9", "numpy>=1.26", "tqdm>=4.66")
+REQUIRES = ("numpy>=1.26", "tqdm>=4.66")
+TORCH = ("torch>=2.9",)
+TORCH_XLA = ("torch==2.9.*", "torch_xla[tpu]==2.9.*")  # a pair: each is built for the other
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
 
@@ -43,8 +45,10 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     loggers = [catalog.loggers[name] for name in answers.loggers]
     chosen = set(answers.features)
     ddp, fsdp = (answers.distributed == name for name in ("ddp", "fsdp"))
-    distributed = ddp or fsdp
-    gpu = answers.hardware == "gpu"
+    spmd = answers.distributed == "spmd"  # processes are hosts, each with all its devices
+    reduced = ddp or fsdp  # losses and sums are each process's own, to be reduced over all of them
+    distributed = reduced or spmd
+    gpu, tpu = (answers.hardware == hardware for hardware in ("gpu", "tpu"))
     fp16 = answers.precision == "fp16"
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
@@ -63,7 +67,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     ]
     examples = ["args.batch_size", *(["world_size"] if distributed else [])]
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
-    requires = [*REQUIRES, *source.requires, *task.requires]
+    requires = [*(TORCH_XLA if tpu else TORCH), *REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
     task_files = task.files | source.files
     build_args = {  # of build_datasets, in main and in the project's own test
@@ -90,6 +94,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",
         "gpu": gpu,
+        "tpu": tpu,
         "tf32": answers.precision == "tf32",
         "fp16": fp16,
         "autocast": "" if fsdp else DTYPES.get(answers.precision, ""),
@@ -98,6 +103,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "distributed": distributed,
         "ddp": ddp,
         "fsdp": fsdp,
+        "spmd": spmd,
+        "reduced": reduced,
         "grad_accum": "grad-accum" in chosen,
         "grad_clip": "grad-clip" in chosen,
         "ema": ema,
@@ -113,10 +120,13 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         + "}",
         "optimizers": optimizers,  # one of each network, in the same order
         "net": nets[0],
+        "read": "" if tpu else ".item()",  # sums stay on a TPU until the evaluation has ended
+        "layout": "" if tpu else ", memory_format=torch.channels_last",  # XLA chooses its own
+        "channels_last": "" if tpu else ".contiguous(memory_format=torch.channels_last)",
         "eval_net": "ema" if ema else networks[0],
         "on_main": "rank == 0" if distributed else "",
-        "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
-        "launch": torchrun if distributed else "python train.py",
+        "saves": "rank == 0" if ddp or spmd else "",  # which processes write a checkpoint
+        "launch": torchrun if reduced else "python train.py",
         "global_batch": " * ".join(examples),
         "part_names": parts,
         "parts": as_dict(parts),

@@ -22,7 +22,14 @@ def manifest(task: str) -> dict[str, Any]:
 
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
-    if answers.hardware == "tpu" or answers.distributed in ("deepspeed", "spmd"):
+    if answers.distributed == "deepspeed":
+        return False
+    if answers.hardware == "tpu":
+        if answers.precision not in ("fp32", "bf16") or answers.distributed not in ("none", "spmd"):
+            return False
+        if {"compile", "deterministic"} & set(answers.features):
+            return False
+    elif answers.distributed == "spmd":
         return False
     if answers.precision == "tf32" and answers.hardware == "cpu":
         return False

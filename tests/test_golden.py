@@ -26,11 +26,13 @@ CATALOG = load_catalog()
 # The most lines that a choice may change in train.py, added and removed together.
 BUDGETS = {
     "hardware=gpu": 20,
+    "hardware=tpu": 60,
     "precision=tf32": 4,
     "precision=bf16": 8,
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
+    "distributed=spmd": 60,
     "logger=tensorboard": 4,
     "logger=wandb": 4,
     "with=grad-accum": 22,
@@ -45,6 +47,7 @@ BUDGETS = {
 # What a choice needs beside it, where the base alone does not allow it.
 COMPANIONS = {
     "precision=tf32": {"hardware": "gpu"},
+    "distributed=spmd": {"hardware": "tpu"},
     "with=async-checkpoint": {"distributed": "fsdp"},
     "data=wine-quality": {"with": ("regression",)},
 }
