@@ -227,7 +227,7 @@ def test_excluded_choices_are_shown_with_the_reason_and_passed_over(start: Start
 
 def test_a_value_that_the_task_excludes_is_not_offered(start: Start) -> None:
     terminal = start("demo", "--task", "reinforcement-learning", "--data", "sample")
-    shown = terminal.see_open(HARDWARE)
+    shown = " ".join(terminal.see_open(HARDWARE).split())
     assert f"- tpu ({NOT_ON_TPUS})" in shown
     terminal.press(DOWN, DOWN, DOWN, DOWN, ENTER)
     terminal.see(f"? {HARDWARE} ")
