@@ -169,7 +169,7 @@ def new(
         from scaffold.project import check_target, with_manifest, write
         from scaffold.render import Renderer
         from scaffold.report import assumed, recreate, tree_lines
-        from scaffold.rules import check_name, complete, usable_hardware
+        from scaffold.rules import check_name, complete
 
         catalog = load_catalog()
         given = given_answers(flags, answers_file)
@@ -177,7 +177,7 @@ def new(
             check_name(given["name"])
             check_target(output_dir / given["name"], {}, force)  # before any question
         interactive = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
-        machine = usable_hardware(catalog, quick_hardware())
+        machine = quick_hardware()
         if interactive:
             from scaffold.prompts import ask
 
@@ -326,7 +326,7 @@ def verify(
         catalog = load_catalog()
         answers = read_answers(path, catalog)
         facts = make_plan(answers, catalog).facts
-        ranks = 2 if facts["distributed"] else 0
+        ranks = 2 if facts["reduced"] else 0
         findings = []
         with trial(path.resolve(), python, ranks, options, facts["test_env"]) as runs:
             for finding in findings_of(runs, answers, facts["source"]):
@@ -396,12 +396,12 @@ def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog
     from scaffold.machine import inspect
-    from scaffold.rules import default, usable_hardware
+    from scaffold.rules import default
 
     found = inspect()
     with one_line():
         catalog = load_catalog()
-    chosen = {"hardware": usable_hardware(catalog, found["hardware"])}
+    chosen = {"hardware": found["hardware"]}
     found["defaults"] = chosen | {key: default(key, chosen, catalog) for key in ("precision", "distributed")}
     if as_json:
         typer.echo(json.dumps(found, indent=2))

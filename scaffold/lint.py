@@ -19,12 +19,13 @@ MOST_OPTIONS = 20  # sizes of a model are counted apart
 
 # Words that speak of a choice, and the choices. A project may hold a word only if one of them was made.
 WORDS = {
-    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp|deepspeed",
+    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp|deepspeed|spmd",
     r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
     r"cuda|(?<!DS_)accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
-    r"\bxla|\btpu": "hardware=tpu",
+    r"xla\b|xla_|\btpu|\bx[mrs]\.": "hardware=tpu",
+    r"spmd|ShardingSpec|\bplace\(": "distributed=spmd",
     r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
-    r"shard": "distributed=fsdp|deepspeed data=shards",
+    r"shard": "distributed=fsdp|deepspeed|spmd data=shards",
     r"deepspeed|zero[-_]stage|\bengine\b|(--|args\.)offload": "distributed=deepspeed",
     r"scaler|(?<!b)float16|skipped": "precision=fp16",
     r"bfloat16": "precision=bf16",
@@ -33,7 +34,7 @@ WORDS = {
     r"clip_grad|clip-grad": "with=grad-clip",
     r"\bema\b|_ema\b|ema_": "with=ema",
     r"patience|stale": "with=early-stopping",
-    r"\bcompile": "with=compile",
+    r"\bcompile": "with=compile hardware=tpu",
     r"utils\.checkpoint|use_reentrant": "with=activation-checkpointing",
     r"LOCAL_WORLD_SIZE|mesh_dim|replicate": "with=hybrid-shard",
     r"speed/|\bmfu\b|\btimed_step": "with=throughput",

@@ -11,7 +11,9 @@ from scaffold.catalog import Catalog
 
 FILES = ("train.py", "model.py", "data.py")  # what every task has templates of
 SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
-REQUIRES = ("torch>=2.9", "numpy>=1.26", "tqdm>=4.66")
+REQUIRES = ("numpy>=1.26", "tqdm>=4.66")
+TORCH = ("torch>=2.9",)
+TORCH_XLA = ("torch==2.9.*", "torch_xla[tpu]==2.9.*")  # a pair: each is built for the other
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
 
@@ -44,8 +46,10 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     chosen = set(answers.features)
     additions = [item for name, item in catalog.additive.items() if name in chosen]
     ddp, fsdp, deepspeed = (answers.distributed == name for name in ("ddp", "fsdp", "deepspeed"))
-    distributed = ddp or fsdp or deepspeed
-    gpu = answers.hardware == "gpu"
+    spmd = answers.distributed == "spmd"  # processes are hosts, each with all its devices
+    reduced = ddp or fsdp or deepspeed  # losses and sums are each process's own, to be reduced over all
+    distributed = reduced or spmd
+    gpu, tpu = (answers.hardware == hardware for hardware in ("gpu", "tpu"))
     fp16 = answers.precision == "fp16"
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
@@ -64,7 +68,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     ]
     examples = ["args.batch_size", *(["world_size"] if distributed else [])]
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
-    requires = [*REQUIRES, *source.requires, *task.requires]
+    requires = [*(TORCH_XLA if tpu else TORCH), *REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
     requires += ["deepspeed>=0.19"] if deepspeed else []
     task_files = task.files | source.files
@@ -93,6 +97,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",
         "gpu": gpu,
+        "tpu": tpu,
         "tf32": answers.precision == "tf32",
         "fp16": fp16,
         "autocast": "" if fsdp else DTYPES.get(answers.precision, ""),
@@ -103,6 +108,8 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "fsdp": fsdp,
         "deepspeed": deepspeed,
         "sharded": fsdp or deepspeed,  # is a forward pass something that all processes do together?
+        "spmd": spmd,
+        "reduced": reduced,
         "grad_accum": "grad-accum" in chosen,
         "grad_clip": "grad-clip" in chosen,
         "ema": ema,
@@ -123,10 +130,13 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         + "}",
         "optimizers": optimizers,  # one of each network, in the same order
         "net": nets[0],
+        "read": "" if tpu else ".item()",  # sums stay on a TPU until the evaluation has ended
+        "layout": "" if tpu else ", memory_format=torch.channels_last",  # XLA chooses its own
+        "channels_last": "" if tpu else ".contiguous(memory_format=torch.channels_last)",
         "eval_net": "ema" if ema else networks[0],
         "on_main": "rank == 0" if distributed else "",
-        "saves": "rank == 0" if ddp else "",  # which processes write a checkpoint
-        "launch": torchrun if distributed else "python train.py",
+        "saves": "rank == 0" if ddp or spmd else "",  # which processes write a checkpoint
+        "launch": torchrun if reduced else "python train.py",
         "global_batch": " * ".join(examples),
         "part_names": parts,
         "parts": as_dict(parts),

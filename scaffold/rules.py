@@ -100,10 +100,16 @@ RULES = (
         unless={"distributed": ("fsdp",)},
     ),
     Rule(
-        "no-tpu-yet",
-        {"hardware": ("tpu",)},
-        "this version has no TPU templates",
-        "hardware=cpu or hardware=gpu",
+        "activation-checkpointing-tpu",
+        {"with": ("activation-checkpointing",), "hardware": ("tpu",)},
+        "XLA decides itself what to compute twice, and would undo it",
+        "without activation-checkpointing",
+    ),
+    Rule(
+        "deterministic-tpu",
+        {"with": ("deterministic",), "hardware": ("tpu",)},
+        "it chooses among PyTorch's kernels, and XLA compiles its own",
+        "without deterministic",
     ),
     Rule(
         "fp16-deepspeed",
@@ -228,7 +234,7 @@ def followed(choose: str, answers: Mapping[str, tuple[str, ...]]) -> list[dict[s
 
 def default(key: str, chosen: Mapping[str, Any], catalog: Catalog, machine: str | None = None) -> Any:
     """The default of a question, given the answers so far and the hardware this machine has."""
-    if key == "hardware" and machine:
+    if key == "hardware" and machine and not why_not(key, machine, chosen, catalog):
         return machine
     if (task := catalog.tasks.get(chosen.get("task", ""))) and key in task.defaults:
         return task.defaults[key]
@@ -277,11 +283,6 @@ def why_not(key: str, value: str, chosen: Mapping[str, Any], catalog: Catalog) -
     partial[key] = (*partial.get(key, ()), value) if BY_KEY[key].many else (value,)
     rule = broken(partial, catalog)
     return f"{rule.because}; choose {rule.choose}" if rule else None
-
-
-def usable_hardware(catalog: Catalog, hardware: str) -> str:
-    """A machine's hardware where this version has templates for it, else its processors."""
-    return "cpu" if why_not("hardware", hardware, {}, catalog) else hardware
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}

@@ -35,7 +35,12 @@ def has_blocks(answers: Answers) -> bool:
 
 def oracle(answers: Answers) -> bool:
     """Is this combination offered? Written from the documentation, independently of scaffold/rules.py."""
-    if answers.hardware == "tpu" or answers.distributed == "spmd":
+    if answers.hardware == "tpu":
+        if answers.precision not in ("fp32", "bf16") or answers.distributed not in ("none", "spmd"):
+            return False
+        if {"compile", "deterministic", "activation-checkpointing"} & set(answers.features):
+            return False
+    elif answers.distributed == "spmd":
         return False
     if answers.distributed == "deepspeed":
         if answers.task in ("gan", "reinforcement-learning") or answers.precision == "fp16":

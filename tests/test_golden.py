@@ -26,12 +26,14 @@ CATALOG = load_catalog()
 # The most lines that a choice may change in train.py, added and removed together.
 BUDGETS = {
     "hardware=gpu": 20,
+    "hardware=tpu": 60,
     "precision=tf32": 4,
     "precision=bf16": 8,
     "precision=fp16": 32,
     "distributed=ddp": 60,
     "distributed=fsdp": 60,
     "distributed=deepspeed": 90,
+    "distributed=spmd": 60,
     "with=grad-accum": 22,
     "with=grad-clip": 4,
     "with=ema": 18,
@@ -48,6 +50,7 @@ BUDGETS = {
 # What a choice needs beside it, where the base alone does not allow it.
 COMPANIONS = {
     "precision=tf32": {"hardware": "gpu"},
+    "distributed=spmd": {"hardware": "tpu"},
     "with=async-checkpoint": {"distributed": "fsdp"},
     "with=hybrid-shard": {"distributed": "fsdp"},
     "with=log-best": {"logger": ("wandb",)},

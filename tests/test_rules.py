@@ -112,6 +112,13 @@ def test_defaults_are_valid(hardware: str, catalog: Catalog) -> None:
         assert answers.hardware == hardware
 
 
+def test_a_tpu_is_the_default_where_it_can_be_chosen(catalog: Catalog) -> None:
+    answers = complete({"task": "tabular"}, catalog, "tpu")
+    assert (answers.hardware, answers.precision, answers.distributed) == ("tpu", "bf16", "spmd")
+    assert complete({"task": "reinforcement-learning"}, catalog, "tpu").hardware == "cpu"
+    assert complete({"task": "tabular", "distributed": "ddp"}, catalog, "tpu").hardware == "cpu"
+
+
 def test_lists_come_in_the_order_of_the_catalog(catalog: Catalog) -> None:
     answers = complete({"logger": ("wandb", "tensorboard"), "with": ("ema", "grad-accum")}, catalog)
     assert answers.loggers == ("tensorboard", "wandb")
