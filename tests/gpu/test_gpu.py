@@ -37,7 +37,7 @@ def train(project: Path, output_dir: Path, *options: object, first: str = "") ->
 
     It is not forked, as on processors: what looked at a GPU cannot fork others that use it.
     """
-    distributed = "init_process_group" in (project / "train.py").read_text()
+    distributed = '"RANK" not in os.environ' in (project / "train.py").read_text()
     (env,) = rank_variables(int(distributed))
     words = ["--output-dir", output_dir, "--warmup-steps", 2, *options]
     command = projects.python("-c", f"{START}{first}{GO}", *words)
@@ -159,6 +159,29 @@ def test_compiled(made: Make, tmp_path: Path, task: str, distributed: str) -> No
         train(made(features=features, **chosen), tmp_path / name, "--max-steps", 6)
     eager, compiled = (values(tmp_path / name, "train/loss") for name in ("eager", "compiled"))
     assert list(eager.values()) == pytest.approx(list(compiled.values()), rel=1e-2)
+
+
+@pytest.mark.parametrize("distributed", ["none", "ddp", "fsdp", "deepspeed"])
+def test_activations_computed_again(made: Make, tmp_path: Path, distributed: str) -> None:
+    """The same losses in less memory of the device, which is logged."""
+    chosen = {"task": "language-modeling", "precision": "fp32", "distributed": distributed}
+    sizes = ["--context", 512, "--heads", 4, "--depth", 8, "--batch-size", 16, "--max-steps", 10]
+    for name, features in (("kept", ()), ("again", ("activation-checkpointing",))):
+        project = made(hardware="gpu", features=(*features, "throughput"), **chosen)
+        train(project, tmp_path / name, *sizes, *(["--zero-stage", 3] if distributed == "deepspeed" else []))
+    kept, again = (values(tmp_path / name, "train/loss") for name in ("kept", "again"))
+    assert list(kept.values()) == pytest.approx(list(again.values()), rel=1e-3)
+    peaks = [max(values(tmp_path / name, "speed/device_memory_gib").values()) for name in ("kept", "again")]
+    assert peaks[1] < 0.7 * peaks[0], peaks
+
+
+def test_hybrid_sharding(made: Make, tmp_path: Path) -> None:
+    """A mesh of one machine and one device, and a resume."""
+    project = made(task="language-modeling", hardware="gpu", distributed="fsdp", features=("hybrid-shard",))
+    small = [*projects.small_options("language-modeling"), "--checkpoint-every", 3]
+    train(project, tmp_path / "out", *small, "--max-steps", 3)
+    train(project, tmp_path / "out", *small, "--max-steps", 6, "--resume")
+    assert sorted(values(tmp_path / "out", "train/loss")) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_bare_loop_is_no_faster(made: Make, tmp_path: Path) -> None:
