@@ -29,7 +29,7 @@ from scaffold.scaling import (
 from tests.conftest import Make
 from tests.conftest import Run as Command
 from tests.guarantees.harness import NOTES
-from tests.projects import small_options, torchrun, train_ranks
+from tests.projects import edit, render, small_options, torchrun, train_ranks
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 GIVEN = {"precision": "bf16", "optimizer": "adamw", "devices": "8", "per-node": "8", "blocks": "32"}
@@ -243,6 +243,15 @@ MEASURED = [
 ]
 
 
+def third_step(project: Path, place: Path, ranks: int) -> dict[str, Any]:
+    """What the first process notes of it, in machines of two."""
+    env = {"NOTES": f"{place}/notes.pt", "LOCAL_WORLD_SIZE": "2"}
+    options = [*MODEL, "--max-steps", 3, "--output-dir", place / "out"]
+    train_ranks(project, *options, ranks=ranks, first=NOTE_SENT, env=env)
+    found: dict[str, Any] = torch.load(place / "notes.pt")[-1]
+    return found
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(("name", "features", "precision", "ranks", "accumulation"), MEASURED)
 def test_bytes_of_several_processes(
@@ -257,10 +266,7 @@ def test_bytes_of_several_processes(
     """To the byte: what each keeps, and what each hands to the network."""
     distributed = name.split()[0]
     project = made(task="language-modeling", distributed=distributed, precision=precision, features=features)
-    env = {"NOTES": f"{tmp_path}/notes.pt", "LOCAL_WORLD_SIZE": "2"}
-    options = [*MODEL, "--max-steps", 3, "--output-dir", tmp_path / "out"]
-    train_ranks(project, *options, ranks=ranks, first=NOTE_SENT, env=env)
-    last = torch.load(tmp_path / "notes.pt")[-1]
+    last = third_step(project, tmp_path, ranks)
     number = root = 0
     if (
         distributed == "fsdp"
@@ -276,6 +282,18 @@ def test_bytes_of_several_processes(
     }
     assert last["sent"].pop("_allgather_base_", 0) == sent.gather
     assert sum(last["sent"].values()) == sent.reduce
+
+
+@pytest.mark.heavy
+def test_control_gathered_once(tmp_path: Path) -> None:
+    """Blocks that stay gathered are not gathered again for the backward pass."""
+    project = render(tmp_path / "demo", task="language-modeling", distributed="fsdp")
+    edit(project / "train.py", "(block, mesh=mesh)", "(block, mesh=mesh, reshard_after_forward=False)")
+    last = third_step(project, tmp_path, 2)
+    number = last["number"] + -VOCABULARY % 2 * WIDTH
+    assert last["sent"]["_allgather_base_"] == number * 4 / 2
+    run = Run(number, "fp32", devices=2, per_node=2, root=(VOCABULARY + 1) * WIDTH + WIDTH)
+    assert traffic(run, BY_NAME["fsdp"]).gather > 1.5 * last["sent"]["_allgather_base_"]
 
 
 def on_the_wire(project: Path, place: Path, steps: int) -> int:
@@ -314,5 +332,4 @@ def test_bytes_on_the_wire(made: Make, tmp_path: Path, distributed: str) -> None
     expected = traffic(run, BY_NAME[distributed])
     twice = 2 if distributed == "fsdp" else 1
     measured = (other - one) / 10 / 2  # of each of two processes
-    print(distributed, measured, expected, measured / (expected.gather + twice * expected.reduce))
-    assert measured == pytest.approx(expected.gather + twice * expected.reduce, rel=0.03)
+    assert measured == pytest.approx(expected.gather + twice * expected.reduce, rel=0.01)

@@ -54,7 +54,7 @@ def test_a_project_as_it_was_written(verify: Verify, tmp_path: Path) -> None:
     "given",
     [
         {"distributed": "ddp"},
-        {"distributed": "fsdp", "features": ("async-checkpoint",)},
+        {"distributed": "fsdp", "features": ("async-checkpoint", "hybrid-shard")},
         {"task": "tabular", "distributed": "ddp"},
         {"task": "tabular", "distributed": "fsdp", "precision": "bf16", "features": ("ema", "grad-accum")},
         {"task": "tabular", "hardware": "gpu", "precision": "fp16", "features": ("compile", "grad-clip")},

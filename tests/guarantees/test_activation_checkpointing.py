@@ -12,7 +12,7 @@ from tests.projects import catalog as known
 from tests.projects import edit, is_offered, render, same_run, small_options, train_ranks
 
 RECOMPUTED = ("activation-checkpointing",)
-FORWARD = "        block.forward = partial(checkpoint, block.forward, use_reentrant=False)\n"
+FORWARD = "        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # only its input is kept\n"
 # the blocks of the translator draw dropout, and those of its decoder are given caches
 TRANSLATION = [*small_options("translation"), "--dropout", 0.1]
 WITH_BLOCKS = [task for task in known().tasks if is_offered(task=task, features=RECOMPUTED)]
