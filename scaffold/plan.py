@@ -54,6 +54,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     ema = "ema" in chosen
     processes = "gpu" if gpu else "2"
     torchrun = f"torchrun --standalone --nproc-per-node {processes} train.py"
+    launch = torchrun if reduced else "python train.py"
     networks = task_facts.get("networks", ["model"])  # the first is what is evaluated and averaged
     one_network = len(networks) == 1
     nets = [f"ddp_{network}" for network in networks] if ddp else ["engine"] if deepspeed else networks
@@ -136,7 +137,9 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "eval_net": "ema" if ema else networks[0],
         "on_main": "rank == 0" if distributed else "",
         "saves": "rank == 0" if ddp or spmd else "",  # which processes write a checkpoint
-        "launch": torchrun if reduced else "python train.py",
+        "launch": launch,
+        "entrypoint": ", ".join(f'"{word}"' for word in launch.split()),
+        "resource": answers.name.lower().replace("_", "-").rstrip("-")[:40],  # its name in clusters
         "global_batch": " * ".join(examples),
         "part_names": parts,
         "parts": as_dict(parts),

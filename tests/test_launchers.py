@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from kubeflow_trainer_api import models
 
+from scaffold.render import Tree
 from scaffold.trial import free_port
 from tests.conftest import Make, Whole
 from tests.guarantees.harness import RANKS, everywhere
-from tests.projects import checkpoints, edit, metrics, render, same_run, started, until
+from tests.projects import checkpoints, choose, edit, metrics, render, same_run, started, tree_of, until
 
 STEPS = ["--batch-size", 16, "--epochs", 100, "--max-steps", 400, "--log-every", 4, "--checkpoint-every", 90]
 
@@ -192,3 +199,121 @@ def test_control_slurm(slurm: Slurm, tmp_path: Path, old: str, new: str) -> None
         assert saved < reached
     else:
         assert slurm.turn(project, out, *STEPS).code == 1
+
+
+# What is rendered for Kubernetes, Docker and SkyPilot
+
+FILES = ("kubernetes", "docker", "skypilot", "slurm")
+CASES = pytest.mark.parametrize(("hardware", "distributed"), [*itertools.product(["cpu", "gpu"], RANKS)])
+KINDS = {
+    "Job": models.IoK8sApiBatchV1Job,
+    "PersistentVolumeClaim": models.IoK8sApiCoreV1PersistentVolumeClaim,
+    "TrainJob": models.TrainerV1alpha1TrainJob,
+    "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
+}
+
+
+def rendered(hardware: str, distributed: str, *more: str) -> Tree:
+    return tree_of(
+        choose(
+            name="My_demo", task="tabular", data="files", hardware=hardware, distributed=distributed
+        ).changed({"with": (*more, *FILES)})
+    )
+
+
+def unlike_schema(manifest: dict[str, Any]) -> bool:
+    """Is it other than what its API takes? Wrong types raise, and keys that there are not get lost."""
+    try:
+        return bool(KINDS[manifest["kind"]].from_dict(manifest).to_dict() != manifest)
+    except ValueError:
+        return True
+
+
+@CASES
+def test_kubernetes_manifest(hardware: str, distributed: str) -> None:
+    manifests = list(yaml.safe_load_all(rendered(hardware, distributed)["kubernetes.yaml"]))
+    kinds = ["Job"] if distributed == "none" else ["TrainJob", "TrainingRuntime"]
+    assert [manifest["kind"] for manifest in manifests] == ["PersistentVolumeClaim", *kinds]
+    assert not any(map(unlike_schema, manifests))
+    assert {manifest["metadata"]["name"] for manifest in manifests} == {"my-demo"}
+    text = yaml.safe_dump_all(manifests)
+    assert ("nvidia.com/gpu" in text) == (hardware == "gpu")
+    assert ("--resume" in text, "restartPolicy: Never" in text) == (True, True)
+
+
+def test_control_kubernetes_manifest() -> None:
+    text = rendered("cpu", "ddp")["kubernetes.yaml"]
+    for old, new in [
+        ("restartPolicy", "restartPolicies"),
+        ("numNodes: 2", 'numNodes: "2"'),
+        ("backoffLimit: 0", "backoffLimit: none"),
+        ("claimName: my-demo", "claimName: 1"),
+        ("kind: TrainingRuntime\n    name: my-demo", "kind: TrainingRuntime"),
+    ]:
+        assert old in text
+        assert any(map(unlike_schema, yaml.safe_load_all(text.replace(old, new)))), new
+
+
+@CASES
+def test_dockerfile(hardware: str, distributed: str) -> None:
+    text = rendered(hardware, distributed, "compile")["Dockerfile"]
+    steps = [line.partition(" ")[::2] for line in text.splitlines() if line and line[0] not in " #"]
+    names = [name for name, _ in steps]
+    assert names[0] == "FROM" and names[-1] == "ENTRYPOINT"
+    assert steps.index(("COPY", "pyproject.toml .")) < steps.index(("COPY", ". ."))  # packages stay a layer
+    assert names.index("USER") > max(n for n, name in enumerate(names) if name == "RUN")
+    launch = json.loads(steps[-1][1])  # no shell
+    assert launch[0] == ("python" if distributed == "none" else "torchrun") and launch[-1] == "train.py"
+    assert ("ARG" in names) == (hardware == "cpu")
+    if linter := shutil.which("hadolint"):
+        # g++ of the system is the one that fits
+        subprocess.run([linter, "--ignore", "DL3008", "-"], input=text, text=True, check=True, timeout=30)
+
+
+@CASES
+def test_skypilot_task(hardware: str, distributed: str) -> None:
+    tree = rendered(hardware, distributed)
+    task, volume = (yaml.safe_load(tree[name]) for name in ("sky.yaml", "sky-volume.yaml"))
+    assert task["volumes"] == {"/mnt": volume["name"]} == {"/mnt": "my-demo"}
+    assert "--resume --output-dir /mnt/runs/My_demo" in task["run"]
+    assert ("torchrun" in task["run"], "num_nodes" in task) == (distributed != "none",) * 2
+    try:
+        from sky.utils import schemas
+    except ImportError:
+        return
+    from jsonschema import validate
+
+    validate(task, schemas.get_task_schema())
+    validate(task["resources"], schemas.get_resources_schema())
+    validate(volume, schemas.get_volume_schema())
+
+
+@pytest.mark.heavy
+def test_steps_of_the_dockerfile(tmp_path: Path) -> None:
+    """What the image is made of, by hand: its packages need one file, and its program takes SIGTERM."""
+    project = render(tmp_path / "demo", task="tabular", features=FILES)
+    alone = tmp_path / "app"
+    alone.mkdir()
+    (alone / "pyproject.toml").write_text((project / "pyproject.toml").read_text())
+    made = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", made], check=True, timeout=120)
+    install = [made / "bin" / "pip", "install", "-q", "--no-cache-dir", "--no-deps", "."]
+    subprocess.run(install, cwd=alone, check=True, timeout=300)
+    entry = re.search(r"^ENTRYPOINT (.+)$", (project / "Dockerfile").read_text(), re.MULTILINE)
+    assert entry
+    words = [*json.loads(entry[1]), *map(str, STEPS), "--output-dir", str(tmp_path / "out")]
+    edit(
+        project / "train.py",
+        "    optimizer.step()\n",
+        "    optimizer.step()\n        threading.Event().wait(0.005)\n",
+    )
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "USER": "trainer",
+        "HOME": "/tmp",
+    }
+    with started(project, words, environment, stdout=subprocess.DEVNULL) as process:
+        until(lambda: has_logged(tmp_path / "out", 100))
+        process.terminate()
+        assert process.wait(60) == 143
+    assert int(checkpoints(tmp_path / "out")[-1].name[5:13]) >= 100
