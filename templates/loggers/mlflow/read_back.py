@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -28,10 +29,9 @@ def config(output_dir: Path) -> dict[str, str]:
 
 
 def pictures(output_dir: Path) -> list[int]:
-    """The steps of the files that the pages show, as pictures/step/…"""
     found = mlflow.artifacts.list_artifacts(run_id=run_of(output_dir).info.run_id, artifact_path="images")
     names = [Path(item.path).name for item in found]
-    return sorted(int(name.split("%")[2]) for name in names if name.endswith(".png"))
+    return sorted(int(re.findall(r"\Wstep\W(\d+)", name)[0]) for name in names if name.endswith(".png"))
 
 
 def artifacts(output_dir: Path) -> dict[str, str]:
