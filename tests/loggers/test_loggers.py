@@ -70,8 +70,9 @@ class Client:
         body = ast.parse(self.script.read_text()).body
         return {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
-    def ask(self, function: str, *arguments: object) -> Any:
-        command = [self.python, str(ASK), str(self.script), function, *map(str, arguments)]
+    def ask(self, functions: list[str], *arguments: object) -> dict[str, Any]:
+        """What functions of its read_back.py return, each under its name."""
+        command = [self.python, str(ASK), str(self.script), ",".join(functions), *map(str, arguments)]
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=120, env=os.environ | self.env
         )
@@ -161,7 +162,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         def make(name: str) -> tuple[Client, Tracker]:
             folder, port = tmp_path_factory.mktemp(name), free_port()
             python = interpreter(name)
-            command, env = Client(name, python).ask("serve", folder, port)
+            command, env = Client(name, python).ask(["serve"], folder, port)["serve"]
             tracker = Tracker(command, env, port, folder)
             stack.callback(tracker.end)
             return Client(name, python, env), tracker
@@ -191,22 +192,27 @@ def texts(values: dict[str, object]) -> dict[str, str]:
 
 
 def check_scalars(client: Client, output_dir: Path) -> None:
+    compare_scalars(client.ask(["scalars"], output_dir)["scalars"], output_dir)
+
+
+def compare_scalars(found: dict[str, Any], output_dir: Path) -> None:
     """Each (step, key) once, and nothing else."""
-    assert dict(sorted(client.ask("scalars", output_dir).items())) == series(output_dir)
+    assert dict(sorted(found.items())) == series(output_dir)
 
 
 def check_all(client: Client, output_dir: Path) -> None:
-    check_scalars(client, output_dir)
-    if "config" in client.functions:
-        run = json.loads((output_dir / "run.json").read_text())
-        expected = {**run.pop("arguments"), **run.pop("versions"), **run}
-        assert texts(client.ask("config", output_dir)) == texts(expected)
-    if "pictures" in client.functions:
+    reads = [name for name in ("scalars", "config", "pictures", "artifacts") if name in client.functions]
+    found = client.ask(reads, output_dir)
+    compare_scalars(found["scalars"], output_dir)
+    run = json.loads((output_dir / "run.json").read_text())
+    expected = {**run.pop("arguments"), **run.pop("versions"), **run}
+    assert texts(found["config"]) == texts(expected)
+    if "pictures" in found:
         drawn = sorted(int(path.stem) for path in (output_dir / "pictures").glob("*.png"))
-        assert len(drawn) == 3 and client.ask("pictures", output_dir) == drawn
-    if "artifacts" in client.functions:
+        assert len(drawn) == 3 and found["pictures"] == drawn
+    if "artifacts" in found:
         best = hashlib.sha256((output_dir / "checkpoints" / "best.pt").read_bytes()).hexdigest()
-        assert best in client.ask("artifacts", output_dir).values()
+        assert best in found["artifacts"].values()
 
 
 def names_in(folder: Path) -> set[str]:
@@ -230,7 +236,7 @@ def test_all_that_is_logged(name: str, served: bool, serve: Serve, tmp_path: Pat
 def has_last_row(client: Client, out: Path) -> bool:
     """Asked of a tracker that may not know the run yet."""
     try:
-        found = client.ask("scalars", out)
+        found = client.ask(["scalars"], out)["scalars"]
     except AssertionError:
         return False
     return bool(found) and found["train/loss"][-1][0] == metrics(out)[-1]["step"]

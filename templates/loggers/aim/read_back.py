@@ -3,23 +3,29 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
 import aim
+from aim.storage.context import Context
 
 
 def run_of(output_dir: Path) -> aim.Run:
-    [run] = aim.Repo(os.environ.get("AIM_REPO") or str(output_dir)).iter_runs()
+    """The one run that is there, once the index is made, as `aim up` makes it."""
+    repo = os.environ.get("AIM_REPO") or str(output_dir)
+    command = [Path(sys.executable).with_name("aim"), "storage", "--repo", repo, "reindex", "--yes"]
+    subprocess.run(command, check=True, capture_output=True)
+    [run] = aim.Repo(repo).iter_runs()
     return run
 
 
 def scalars(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
     found = {}
     for metric in run_of(output_dir).metrics():
-        steps, values = metric.values.sparse_numpy()
-        found[metric.name] = list(zip(map(int, steps), map(float, values), strict=True))
+        steps, (values, *_) = metric.data.items_list()
+        found[metric.name] = list(zip(steps, values, strict=True))
     return found
 
 
@@ -28,7 +34,7 @@ def config(output_dir: Path) -> dict[str, object]:
 
 
 def pictures(output_dir: Path) -> list[int]:
-    return [step for images in run_of(output_dir).images() for step in images.values.sparse_list()[0]]
+    return run_of(output_dir).get_image_sequence("pictures", Context({})).data.items_list()[0]
 
 
 def artifacts(output_dir: Path) -> dict[str, str]:

@@ -33,8 +33,9 @@ def pictures(output_dir: Path) -> list[int]:
 
 def serve(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """The command of a server, and the variables that lead a project to it."""
-    words = ["-m", "visdom.server", "-port", str(port), "-env_path", str(folder), "--hostname", "127.0.0.1"]
-    return [sys.executable, *words], {"VISDOM_PORT": str(port)}
+    start = "from visdom.server.run_server import main; main()"  # its command first loads what its page shows
+    words = ["-port", str(port), "-env_path", f"{folder}/", "-bind_local"]
+    return [sys.executable, "-c", start, *words], {"VISDOM_PORT": str(port)}
 
 
 if __name__ == "__main__":
