@@ -139,11 +139,14 @@ class Tracker:
     process: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
+        """Unless it runs."""
+        if self.process and self.process.poll() is None:
+            return
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.folder, env=os.environ | self.env, stdout=log, stderr=log, text=True
             )
-        until(lambda: answers(self.port), timeout=90, every=0.1)
+        until(lambda: answers(self.port), timeout=180, every=0.1)
 
     def end(self) -> None:
         if self.process:
@@ -156,9 +159,10 @@ Serve = Callable[[str], tuple[Client, Tracker]]
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A client and its server, which is not begun yet."""
+    """A client and its server, which may not have begun yet; the tests share it."""
     with ExitStack() as stack:
 
+        @cache
         def make(name: str) -> tuple[Client, Tracker]:
             folder, port = tmp_path_factory.mktemp(name), free_port()
             python = interpreter(name)
@@ -245,6 +249,8 @@ def has_last_row(client: Client, out: Path) -> bool:
 def until_stored(client: Client, out: Path) -> None:
     """Until a run that has come to a halt has written its last row and, if its tracker tells, logged it."""
     until(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 4)
+    if f"{client.name}-run-" in (client.script.parent / "logger.py.jinja").read_text():
+        until(lambda: list(out.glob(f"{client.name}-run-*")))  # it has begun
     if "serve" in client.functions:
         until(lambda: has_last_row(client, out))
 
@@ -295,14 +301,6 @@ def check_unharmed(result: Result, plain: Path, out: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_no_server(name: str, serve: Serve, plain: Path, tmp_path: Path) -> None:
-    client, _ = serve(name)
-    project = impatient(render(tmp_path / "demo", task="tabular", logger=(name,)))
-    result = client.train(project, *SHORT, "--output-dir", tmp_path / "out", timeout=30)
-    check_unharmed(result, plain, tmp_path / "out", name)
-
-
-@pytest.mark.parametrize("name", SERVED)
 def test_a_server_that_goes_down(name: str, serve: Serve, plain: Path, tmp_path: Path) -> None:
     """While training waits before a batch, when the first rows are stored."""
     client, tracker = serve(name)
@@ -314,6 +312,15 @@ def test_a_server_that_goes_down(name: str, serve: Serve, plain: Path, tmp_path:
     (tmp_path / "hold").unlink()
     [result] = trainer(client.python).wait(30)
     assert result.code == 0, result.err
+    check_unharmed(result, plain, tmp_path / "out", name)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_no_server(name: str, serve: Serve, plain: Path, tmp_path: Path) -> None:
+    client, tracker = serve(name)
+    tracker.end()
+    project = impatient(render(tmp_path / "demo", task="tabular", logger=(name,)))
+    result = client.train(project, *SHORT, "--output-dir", tmp_path / "out", timeout=30)
     check_unharmed(result, plain, tmp_path / "out", name)
 
 
