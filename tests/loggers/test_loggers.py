@@ -272,7 +272,7 @@ def test_a_run_that_is_killed_goes_on(name: str, served: bool, serve: Serve, tmp
         trainer(client.python).kill()
         trainer(client.python).wait()
     assert checkpoints(out)
-    client.train(project, *options)
+    assert "Warning" not in client.train(project, *options).err
     check_scalars(client, out)
 
 
