@@ -53,6 +53,41 @@ def test_options_page(accept: bool) -> None:
     assert OPTIONS.read_text(encoding="utf-8") == page
 
 
+def logger_lines(catalog: Catalog) -> Iterator[str]:
+    """The rows of docs/loggers.md, from the folders' macros and readers and the pinned versions."""
+    files = [ROOT / "constraints.txt", ROOT / "tests" / "loggers" / "constraints.txt"]
+    pins = "".join(path.read_text(encoding="utf-8") for path in files)
+    for name, logger in catalog.loggers.items():
+        macros = (logger.folder / "logger.py.jinja").read_text(encoding="utf-8")
+        reader = logger.folder / "read_back.py"
+        read = reader.read_text(encoding="utf-8") if reader.exists() else ""
+        places = ["its own files"] if read and "NEEDS_SERVER" not in read else []
+        places += ["its server"] if "def serve(" in read else []
+        packages = sorted({re.split(r"[<>=]", item)[0] for item in logger.requires})
+        versions = [f"{package} {found[1]}" for package in packages if (found := pin_of(package, pins))]
+        takes = [
+            "yes" if word in macros else "" for word in ("config", "macro picture()", "macro artifact()")
+        ]
+        cells = [f"`{name}`", *takes, " and ".join(places) or "not run", ", ".join(versions)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def pin_of(package: str, pins: str) -> re.Match[str] | None:
+    return re.search(rf"^{package}==(\S+)", pins, re.MULTILINE)
+
+
+def test_table_of_loggers(accept: bool) -> None:
+    file = ROOT / "docs" / "loggers.md"
+    before, rows, after = re.split(
+        r"(?<=\| --- \|\n)((?:\| `.*\n)*)", file.read_text(encoding="utf-8"), maxsplit=1
+    )
+    made = "".join(f"{line}\n" for line in logger_lines(load_catalog()))
+    if accept:
+        file.write_text(before + made + after, encoding="utf-8")
+        rows = made
+    assert rows == made
+
+
 def test_quick_start_is_two_one_line_commands() -> None:
     section = README.split("## Quick start")[1].split("\n## ")[0]
     commands = blocks(section)

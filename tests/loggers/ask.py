@@ -1,4 +1,4 @@
-"""`python ask.py READ_BACK FUNCTION ARGUMENT …`: what a function of a read_back.py returns, as JSON."""
+"""`python ask.py READ_BACK FUNCTION,… ARGUMENT …`: what functions of a read_back.py return, as JSON."""
 
 import json
 import runpy
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    script, name, folder, *more = sys.argv[1:]
-    function = runpy.run_path(script)[name]
-    print("\n" + json.dumps(function(Path(folder), *map(int, more))))
+    script, names, folder, *more = sys.argv[1:]
+    functions = runpy.run_path(script)
+    found = {name: functions[name](Path(folder), *map(int, more)) for name in names.split(",")}
+    print("\n" + json.dumps(found))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,10 @@ def run_of(output_dir: Path) -> mlflow.entities.Run:
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(f"sqlite:///{output_dir}/mlflow.db")
     [experiment] = [e for e in mlflow.search_experiments() if e.name != "Default"]
-    [run] = mlflow.MlflowClient().search_runs([experiment.experiment_id])  # one, whatever was killed
+    found = mlflow.MlflowClient().search_runs(
+        [experiment.experiment_id], f"params.output_dir = '{output_dir}'"
+    )
+    [run] = found  # one, whatever was killed
     return run
 
 
@@ -28,10 +32,9 @@ def config(output_dir: Path) -> dict[str, str]:
 
 
 def pictures(output_dir: Path) -> list[int]:
-    """The steps of the files that the pages show, as pictures/step/…"""
     found = mlflow.artifacts.list_artifacts(run_id=run_of(output_dir).info.run_id, artifact_path="images")
     names = [Path(item.path).name for item in found]
-    return sorted(int(name.split("%")[2]) for name in names if name.endswith(".png"))
+    return sorted(int(re.findall(r"\Wstep\W(\d+)", name)[0]) for name in names if name.endswith(".png"))
 
 
 def artifacts(output_dir: Path) -> dict[str, str]:
@@ -46,7 +49,8 @@ def serve(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     folder.mkdir(exist_ok=True)
     stores = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/files"]
     command = [sys.executable, "-m", "mlflow", "server", *stores, f"--port={port}", "--workers=1"]
-    return command, {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    variables = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    return command, variables | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts faster
 
 
 if __name__ == "__main__":
