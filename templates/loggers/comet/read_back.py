@@ -40,22 +40,22 @@ def config(output_dir: Path) -> dict[str, Any]:
     return {param["paramName"]: param["paramValue"] for param in logged if param["source"] == "manual"}
 
 
-def files(output_dir: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def files(output_dir: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
     """What is said of a file, and its name in the archive."""
     for message in messages(output_dir, "file_upload"):
-        yield message["additional_params"], message["file_path"]
+        if message["upload_type"] == kind:
+            yield message["additional_params"], message["file_path"]
 
 
 def pictures(output_dir: Path) -> list[int]:
-    return [said["step"] for said, _ in files(output_dir) if said["type"] == "image"]
+    return [said["step"] for said, _ in files(output_dir, "visualization")]
 
 
 def artifacts(output_dir: Path) -> dict[str, str]:
     zipped = archive(output_dir)
     return {
         said["fileName"]: hashlib.sha256(zipped.read(name)).hexdigest()
-        for said, name in files(output_dir)
-        if said["type"] == "model-element"
+        for said, name in files(output_dir, "model-element")
     }
 
 
