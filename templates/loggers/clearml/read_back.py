@@ -43,7 +43,9 @@ def pictures(output_dir: Path) -> list[int]:
 
 
 def artifacts(output_dir: Path) -> dict[str, str]:
-    listed = {item["key"]: session(output_dir) / "data" for item in task(output_dir)["execution"]["artifacts"]}
+    listed = {
+        item["key"]: session(output_dir) / "data" for item in task(output_dir)["execution"]["artifacts"]
+    }
     paths = {name: next(folder.rglob(f"{name}/*")) for name, folder in listed.items()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
