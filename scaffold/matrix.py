@@ -31,7 +31,7 @@ class Extent:
 
 
 WIDE = Extent(sample=3, other=2, each_logger=1, turns=1)
-THIN = Extent(sample=2, other=1, each_logger=0, turns=3)
+THIN = Extent(sample=2, other=1, each_logger=0, turns=7)
 Offered = Callable[[Answers], bool]
 
 
