@@ -286,7 +286,7 @@ def each_line_once(trial: Trial) -> str:
     return f"after kills and resumes, metrics.jsonl misses step {missing[0]}" if missing else ""
 
 
-SEVERAL = ("distributed", ("ddp", "fsdp"))
+SEVERAL = ("distributed", ("ddp", "fsdp", "deepspeed"))
 PROPERTIES = (
     Property(1, "killed and resumed, a run ends in the same bits", killed),
     Property(2, "killed in a save, a run goes on from the checkpoint before", killed_in_a_save),

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,20 @@ def load(path: str, weights_only: bool) -> Any:
 
     if os.path.isfile(path):
         return torch.load(path, map_location="cpu", weights_only=weights_only)
+    if not os.path.exists(os.path.join(path, ".metadata")):
+        return engine_state(path)
     with tempfile.NamedTemporaryFile() as file:
         dcp_to_torch_save(path, file.name)
         return torch.load(file.name, map_location="cpu", weights_only=weights_only)
+
+
+def engine_state(path: str) -> Any:
+    """What DeepSpeed wrote: whole parameters, put together by its own tool, which talks."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with redirect_stdout(sys.stderr):
+        model = get_fp32_state_dict_from_zero_checkpoint(path)
+    return {"model": model, "about": json.loads(Path(path, "about.json").read_text())}
 
 
 def contents(state: Any) -> dict[str, dict[str, Any]]:

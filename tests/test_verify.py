@@ -44,7 +44,7 @@ def test_a_project_as_it_was_written(verify: Verify, tmp_path: Path) -> None:
     found = verify(render(tmp_path / "demo", task="tabular"), code=0)
     assert numbers(found, "kept") == ALL - SEVERAL
     assert {found[number]["detail"] for number in SEVERAL} == {
-        "needs distributed=ddp or fsdp",
+        "needs distributed=ddp or fsdp or deepspeed",
         "needs distributed=fsdp",
     }
 
