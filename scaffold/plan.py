@@ -103,7 +103,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "ema": ema,
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
-        "compiled_whole": "compile" in chosen and not (fsdp and task_facts.get("blocks")),  # or block by block
+        "compiled_whole": "compile" in chosen and not (fsdp and task_facts.get("blocks")),  # or blocks
         "deterministic": "deterministic" in chosen,
         "activation_checkpointing": "activation-checkpointing" in chosen,
         "async_checkpoint": "async-checkpoint" in chosen,
