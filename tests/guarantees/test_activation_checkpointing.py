@@ -12,7 +12,7 @@ from tests.projects import catalog as known
 from tests.projects import edit, is_offered, render, same_run, small_options, train_ranks
 
 RECOMPUTED = ("activation-checkpointing",)
-FORWARD = "        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # only its input is kept\n"
+AGAIN = "block.forward = partial(checkpoint, block.forward, use_reentrant=False)"
 # the blocks of the translator draw dropout, and those of its decoder are given caches
 TRANSLATION = [*small_options("translation"), "--dropout", 0.1]
 WITH_BLOCKS = [task for task in known().tasks if is_offered(task=task, features=RECOMPUTED)]
@@ -88,7 +88,7 @@ def test_memory_falls(made: Make, tmp_path: Path) -> None:
 
 def test_control_nothing_is_computed_again(made: Make, tmp_path: Path) -> None:
     project = render(tmp_path / "demo", task="language-modeling", features=RECOMPUTED)
-    edit(project / "train.py", FORWARD, "        pass\n")
+    edit(project / "train.py", AGAIN, "pass")
     plain = made(task="language-modeling")
     assert kept_bytes(project, tmp_path / "one", 4) == kept_bytes(plain, tmp_path / "other", 4)
 
