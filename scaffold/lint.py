@@ -36,7 +36,7 @@ WORDS = {
     r"patience|stale": "with=early-stopping",
     r"\bcompile": "with=compile hardware=tpu",
     r"utils\.checkpoint|use_reentrant": "with=activation-checkpointing",
-    r"LOCAL_WORLD_SIZE|mesh_dim|replicate": "with=hybrid-shard",
+    r"LOCAL_WORLD_SIZE|mesh_dim|replicate\b": "with=hybrid-shard",
     r"speed/|\bmfu\b|\btimed_step": "with=throughput",
     r"\bupload|\bartifact": "with=log-best",
     r"deterministic|CUBLAS": "with=deterministic",
