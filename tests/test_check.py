@@ -453,7 +453,7 @@ def test_all_problems_at_once_and_equal_ones_once(copy: Path) -> None:
     found = {problem.problem.split(",")[0]: problem for problem in report.problems}
     assert len(found) == len(report.problems) == 5
     assert found["'robst' is undefined"].combinations == report.combinations
-    example = "task=line data=sample hardware=cpu precision=fp32 distributed=none logger=tensorboard,wandb "
+    example = "task=line data=sample hardware=cpu precision=fp32 distributed=none logger=aim,"
     assert found["'robst' is undefined"].example.startswith(example)
 
 
