@@ -23,7 +23,7 @@ WORDS = {
     r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
     r"cuda|accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
     r"xla\b|xla_|\btpu|\bx[mrs]\.": "hardware=tpu",
-    r"spmd|ShardingSpec|\bplace\(": "distributed=spmd",
+    r"spmd|ShardingSpec|\bspread\(": "distributed=spmd",
     r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
     r"shard": "distributed=fsdp|spmd data=shards",
     r"deepspeed": "distributed=deepspeed",
