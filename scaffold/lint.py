@@ -23,7 +23,7 @@ WORDS = {
     r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
     r"cuda|(?<!DS_)accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
     r"xla\b|xla_|\btpu|\bx[mrs]\.": "hardware=tpu",
-    r"spmd|ShardingSpec|\bplace\(": "distributed=spmd",
+    r"spmd|ShardingSpec|\bspread\(": "distributed=spmd",
     r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
     r"shard": "distributed=fsdp|deepspeed|spmd data=shards",
     r"deepspeed|zero[-_]stage|\bengine\b|(--|args\.)offload": "distributed=deepspeed",

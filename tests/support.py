@@ -3,6 +3,7 @@
 export SCAFFOLD_RESULTS=FOLDER
 pytest -m "heavy or complete" tests/test_pairwise.py tests/test_support.py tests/test_quality.py
 pytest tests/gpu                    # where there is one
+pytest -m xla tests/xla             # with the .venv-xla that .ci/run makes
 python -m tests.support FOLDER      # puts them into docs/*.json and makes docs/support.md and docs/tasks.md
 """
 
@@ -26,14 +27,14 @@ from scaffold.rules import default
 from tests.matrix import oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
-MARKS = {"trained-gpu": "trained-GPU", "trained-cpu": "trained-CPU"}
+MARKS = {"trained-gpu": "trained-GPU", "trained-cpu": "trained-CPU", "trained-xla-cpu": "trained-XLA-CPU"}
 CORE = ("task", "hardware", "precision", "distributed")
 
 
 def leave(name: str, **result: Any) -> None:
     """Record a run that passed, where SCAFFOLD_RESULTS asks for it."""
     if folder := os.environ.get("SCAFFOLD_RESULTS"):
-        result |= {"torch": version("torch"), "date": datetime.date.today().isoformat()}
+        result = {"torch": version("torch"), "date": datetime.date.today().isoformat()} | result
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
@@ -73,6 +74,9 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     if devices:
         yield "*trained-GPU*: the same on the GPU, where DDP and FSDP are one process over NCCL; run on"
         yield f"{', '.join(devices)}, with `tests/gpu`."
+    if any(result["ran"] == "trained-xla-cpu" for result in results):
+        yield "*trained-XLA-CPU*: the same for `tpu` projects on XLA's client for processors, `spmd` with two of its"
+        yield "devices, and the newer run equal to the last bit, with `tests/xla`. No TPU was there."
     yield "*rendered-only*: generated, parsed, linted."
     yield ""
     yield f"Run on {', '.join(dates)} with PyTorch {', '.join(torches)}, Python 3.11, Linux."

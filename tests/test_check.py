@@ -230,7 +230,9 @@ DAMAGES = {
     "nothing-offered": (
         TASK,
         "[features]",
-        excludes('hardware = ["cpu", "gpu"]', "hardware=tpu"),
+        excludes('hardware = ["cpu", "gpu"]', "hardware=tpu").replace(
+            "[features]", excludes('hardware = ["tpu"]', "hardware=cpu")
+        ),
         "no combination of choices is offered; see [[excludes]]",
     ),
     "requirement": (

@@ -13,7 +13,7 @@ from scaffold.catalog import load_catalog
 from tests.projects import metrics, render, train_ranks, values
 from tests.support import CORE, DOCS, core_combinations, leave, page, tasks_page
 
-COMBINATIONS = core_combinations(load_catalog())
+COMBINATIONS = [answers for answers in core_combinations(load_catalog()) if answers.hardware != "tpu"]
 
 
 def label(answers: Answers) -> str:

@@ -24,7 +24,8 @@ class Labelled(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, draws: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return to_batch([self.load(self.pictures[draw]) for draw in draws]), self.labels[draws]
+        index = draws % len(self)
+        return to_batch([self.load(self.pictures[i]) for i in index]), self.labels[index]
 
 
 class PartlyLabelled(Dataset):
