@@ -118,6 +118,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "early_stopping": "early-stopping" in chosen,
         "compiled": "compile" in chosen,
         "compiled_whole": "compile" in chosen and not (fsdp and task_facts.get("blocks")),  # not by blocks
+        "offload": "offload" in chosen,
         "throughput": "throughput" in chosen,
         "log_best": "log-best" in chosen,
         "deterministic": "deterministic" in chosen,

@@ -93,6 +93,13 @@ RULES = (
         unless={"distributed": ("fsdp",)},
     ),
     Rule(
+        "offload-deepspeed",
+        {"with": ("offload",)},
+        "it is DeepSpeed's",
+        "without offload",
+        unless={"distributed": ("deepspeed",)},
+    ),
+    Rule(
         "hybrid-shard-fsdp",
         {"with": ("hybrid-shard",)},
         "it is a way to shard, for distributed=fsdp",

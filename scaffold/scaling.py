@@ -54,7 +54,7 @@ BACKENDS = (
     Backend("deepspeed 3", "--distributed deepspeed", ("parameters", "gradients", "optimizer")),
     Backend(
         "deepspeed 3 offload",
-        "--distributed deepspeed",
+        "--distributed deepspeed --with offload",
         ("parameters", "gradients", "optimizer"),
         offload=True,
     ),

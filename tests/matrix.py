@@ -53,6 +53,8 @@ def oracle(answers: Answers) -> bool:
         return False
     if "async-checkpoint" in answers.features and answers.distributed != "fsdp":
         return False
+    if "offload" in answers.features and answers.distributed != "deepspeed":
+        return False
     if "hybrid-shard" in answers.features and answers.distributed != "fsdp":
         return False
     if "activation-checkpointing" in answers.features and not has_blocks(answers):

@@ -43,6 +43,7 @@ BUDGETS = {
     "with=async-checkpoint": 4,
     "with=activation-checkpointing": 4,
     "with=hybrid-shard": 4,
+    "with=offload": 2,
     "with=throughput": 12,
     "with=log-best": 0,
 } | {f"logger={name}": 4 for name in CATALOG.loggers}
@@ -53,6 +54,7 @@ COMPANIONS = {
     "distributed=spmd": {"hardware": "tpu"},
     "with=async-checkpoint": {"distributed": "fsdp"},
     "with=hybrid-shard": {"distributed": "fsdp"},
+    "with=offload": {"distributed": "deepspeed"},
     "with=log-best": {"logger": ("wandb",)},
     "data=wine-quality": {"with": ("regression",)},
 }
