@@ -71,7 +71,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
         yield "*trained-GPU*: the same on the GPU, where DDP and FSDP are one process over NCCL; run on"
         yield f"{', '.join(devices)}, with `tests/gpu`."
     if any(result["ran"] == "trained-xla-cpu" for result in results):
-        yield "*trained-XLA-CPU*: `tpu` projects on XLA's client for processors, `spmd` with two of its devices;"
+        yield "*trained-XLA-CPU*: `tpu` projects on XLA's client for processors, `spmd` with two devices;"
         yield "resumed to the last bit, with `tests/xla`. No TPU was there."
     yield "*rendered-only*: generated, parsed, linted."
     yield ""
