@@ -75,8 +75,8 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
         yield "*trained-GPU*: the same on the GPU, where DDP and FSDP are one process over NCCL; run on"
         yield f"{', '.join(devices)}, with `tests/gpu`."
     if any(result["ran"] == "trained-xla-cpu" for result in results):
-        yield "*trained-XLA-CPU*: the same for `tpu` projects on XLA's client for processors, `spmd` on two of"
-        yield "its devices, and the newer run equal to the last bit, with `tests/xla`. No TPU was there."
+        yield "*trained-XLA-CPU*: `tpu` projects on XLA's client for processors, `spmd` with two devices;"
+        yield "resumed to the last bit, with `tests/xla`. No TPU was there."
     yield "*rendered-only*: generated, parsed, linted."
     yield ""
     yield f"Run on {', '.join(dates)} with PyTorch {', '.join(torches)}, Python 3.11, Linux."
