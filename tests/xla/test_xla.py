@@ -146,7 +146,7 @@ def xla_version() -> str:
 @pytest.mark.parametrize("task", TASKS)
 def test_as_on_processors(made: Make, tmp_path: Path, task: str) -> None:
     """The losses, and what is said of a set that is no whole batches, of the project without XLA."""
-    options = [*options_of(task), "--max-steps", 20]
+    options = [*options_of(task), "--max-steps", 20, "--epochs", 100]
     train_xla(small(made, **chosen(task)), tmp_path / "xla", *options)
     train_xla(small(made, **chosen(task, hardware="cpu")), tmp_path / "cpu", *options)
     compare(tmp_path / "xla", tmp_path / "cpu", 1e-4)
@@ -175,7 +175,7 @@ def test_as_on_processors_control(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_25_two_devices_do_what_one_does(made: Make, tmp_path: Path, task: str) -> None:
     project = small(made, **chosen(task, distributed="spmd"))
-    options = [*options_of(task), "--max-steps", 20]
+    options = [*options_of(task), "--max-steps", 20, "--epochs", 100]
     for devices in (1, 2):
         train_xla(project, tmp_path / str(devices), *options, devices=devices)
     compare(tmp_path / "1", tmp_path / "2", 1e-5)
