@@ -93,6 +93,7 @@ class Logger:
     words: str = ""  # a pattern of what no project without it may say
     modules: dict[str, str] = field(default_factory=dict)  # package -> the module that needs it
     artifacts: bool = False  # does it take the best checkpoint?
+    files: bool = True  # does it write into the output directory?
     test_env: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -223,6 +224,7 @@ def read_logger(folder: Path) -> Logger:
         words=manifest.get("words", ""),
         modules=manifest.get("modules", {}),
         artifacts=manifest.get("artifacts", False),
+        files=manifest.get("files", True),
         test_env=manifest.get("test_env", {}),
     )
 

@@ -145,6 +145,7 @@ LOGGER = Table(
         "words": PATTERN,
         "modules": ALL_TEXTS,
         "artifacts": FLAG,
+        "files": FLAG,
         "test_env": ALL_TEXTS,
     },
     required=("help", "requires", "imports"),

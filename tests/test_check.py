@@ -170,7 +170,7 @@ DAMAGES = {
         LOGGER,
         "imports",
         "import",
-        "unknown key 'import'; known are help, requires, imports, words, modules, artifacts, test_env",
+        "unknown key 'import'; known are help, requires, imports, words, modules, artifacts, files, test_env",
     ),
     "artifacts": (
         LOGGER,
