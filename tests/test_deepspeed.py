@@ -160,9 +160,7 @@ def test_control_default_clipping(server: projects.Server, plain: Any, tmp_path:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offload(server: projects.Server, made: Make, tmp_path: Path, stage: int) -> None:
-    kept, moved = (
-        made(small_parts, **engine_of(features=(*FEATURES, *more))) for more in ((), ("offload",))
-    )
+    kept, moved = (made(small_parts, **engine_of(features=(*FEATURES, *more))) for more in ((), ("offload",)))
     words = [*TABLE, "--zero-stage", stage, "--max-steps", 6]
     run(server, kept, *words, "--output-dir", tmp_path / "one")
     run(server, moved, *words, "--output-dir", tmp_path / "other")

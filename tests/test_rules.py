@@ -25,8 +25,8 @@ def chosen(answers: Answers) -> dict[str, tuple[str, ...]]:
 
 
 def product(catalog: Catalog) -> Iterator[Answers]:
-    """All with no more than two features, of which rules speak, and with each logger, or all."""
-    return combinations(catalog, lambda answers: True, Extent(sample=2, other=1, each_logger=1, turns=1))
+    """All with no more than two features, of which rules speak, and each logger beside none."""
+    return combinations(catalog, lambda answers: True, Extent(sample=2, other=1, each_logger=0, turns=1))
 
 
 def disagreements(catalog: Catalog, judge) -> list[Answers]:

@@ -52,7 +52,7 @@ def check_ran_on_the_gpu(output_dir: Path) -> None:
 @pytest.mark.parametrize("answers", GPU, ids=label)
 def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
     given = answers.to_dict()
-    project = render(tmp_path / "demo", **{key: given[key] for key in CORE})
+    project = render(tmp_path / "demo", **{key: given[key] for key in CORE}, features=answers.features)
     out = tmp_path / "out"
     train(project, out, "--max-steps", 3)
     train(project, out, "--max-steps", 6, "--resume")
@@ -60,8 +60,9 @@ def test_trains_and_resumes(tmp_path: Path, answers: Answers) -> None:
     losses = values(out, "train/loss")
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(value) for row in metrics(out) for value in row.values())
-    settings = load(checkpoints(out)[-1]).get("optimizer", {}).get("param_groups", [])
-    assert all(group["fused"] for group in settings if "fused" in group)
+    if given["distributed"] != "deepspeed":  # whose folders are its own
+        settings = load(checkpoints(out)[-1]).get("optimizer", {}).get("param_groups", [])
+        assert all(group["fused"] for group in settings if "fused" in group)
     result = {"answers": given, "ran": "trained-gpu", "processes": 1, "steps": 6, "resumed_at": 3}
     leave(f"gpu-{label(answers)}", **result, device=torch.cuda.get_device_name())
 

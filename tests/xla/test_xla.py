@@ -301,8 +301,8 @@ def test_what_cannot_be_is_said_in_one_line(made: Make, tmp_path: Path) -> None:
 
 def test_compiled_programs_are_kept(made: Make, tmp_path: Path) -> None:
     """XLA's client for processors writes them, and does not read them back yet."""
-    options = ["--max-steps", 2, "--compilation-cache", tmp_path / "kept"]
-    train_xla(small(made, **chosen("tabular")), tmp_path / "out", *options)
+    kept = f"import os\nos.environ['XLA_PERSISTENT_CACHE_PATH'] = {str(tmp_path / 'kept')!r}\n"
+    train_xla(small(made, **chosen("tabular")), tmp_path / "out", "--max-steps", 2, first=kept)
     assert any((tmp_path / "kept").iterdir())
 
 
