@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tabular/with=early-stopping": TABULAR | {"features": ("early-stopping",)},
     "tabular/with=compile": TABULAR | {"features": ("compile",)},
     "tabular/logger=tensorboard": TABULAR | {"logger": ("tensorboard",)},
+    "tabular/hardware=tpu": TABULAR | {"hardware": "tpu", "precision": "fp32", "distributed": "none"},
 }
 
 
@@ -46,7 +47,7 @@ class Property:
 BASE, IMAGES = "tabular/base", "image-classification/base"
 DDP, FSDP = "tabular/distributed=ddp", "tabular/distributed=fsdp"
 FP16, EMA = "tabular/precision=fp16", "tabular/with=ema"
-LOGGER = "tabular/logger=tensorboard"
+LOGGER, TPU = "tabular/logger=tensorboard", "tabular/hardware=tpu"
 LM, LM_DDP = "language-modeling/base", "language-modeling/distributed=ddp"
 
 SEEDED_STEP = Where(
@@ -227,7 +228,7 @@ PROPERTIES = (
             Where(
                 LOGGER,
                 "loggers.py",
-                "    try:\n        logger(iter(rows.get, None), args)\n"
+                "    try:\n        logger(iter(rows.get, None), args, config)\n"
                 "    except BaseException as error:  # each tracker has its own, some exit",
             ),
             Where(LOGGER, "loggers.py", "            thread.join(max(0, end - time.monotonic()))"),
@@ -390,8 +391,14 @@ PROPERTIES = (
         25,
         "TPUs compile once; no line of a project is deprecated",
         "No hidden recompilation, and no project that the next release breaks.",
-        "In part: projects run clean with deprecation warnings as errors; XLA arrives with TPUs.",
-        (),
-        "in part",
+        "Every batch has one shape, the last of an evaluation is filled up and what fills it is not counted; the "
+        "learning rate is data of the device; a step is one program. Checkpoints are plain tensors of the "
+        "processor. Projects run clean with deprecation warnings as errors.",
+        (
+            Where(TPU, "train.py", "        torch_xla.sync()  # until here the step was only written down"),
+            Where(TPU, "train.py", "def filled_batches("),
+            Where(TPU, "checkpoint.py", "xm.save("),
+        ),
+        "yes, on XLA's client for processors",
     ),
 )
