@@ -102,7 +102,8 @@ def test_12_control_exits(tmp_path: Path) -> None:
 def test_12_control_raises(tmp_path: Path) -> None:
     """In the loop itself, what a client raises ends the run."""
     project = failing(with_tensorboard(tmp_path / "demo", "none"), "init", "raises")
-    edit(project / "loggers.py", "            thread.start()\n", "            logger(iter([]), args, config)\n")
+    inside = "            logger(iter([]), args, config)\n"
+    edit(project / "loggers.py", "            thread.start()\n", inside)
     assert train(project, *SHORT, check=False).code == 1
 
 

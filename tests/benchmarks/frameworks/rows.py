@@ -391,9 +391,9 @@ PROPERTIES = (
         25,
         "TPUs compile once; no line of a project is deprecated",
         "No hidden recompilation, and no project that the next release breaks.",
-        "Every batch has one shape, the last of an evaluation is filled up and what fills it is not counted; the "
-        "learning rate is data of the device; a step is one program. Checkpoints are plain tensors of the "
-        "processor. Projects run clean with deprecation warnings as errors.",
+        "Every batch has one shape, the last of an evaluation is filled up and what fills it is not "
+        "counted; the learning rate is data of the device; a step is one program. Checkpoints are plain "
+        "tensors of the processor. Projects run clean with deprecation warnings as errors.",
         (
             Where(TPU, "train.py", "        torch_xla.sync()  # until here the step was only written down"),
             Where(TPU, "train.py", "def filled_batches("),
