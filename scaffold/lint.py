@@ -38,7 +38,7 @@ WORDS = {
     r"\bcompile": "with=compile hardware=tpu",
     r"utils\.checkpoint|use_reentrant": "with=activation-checkpointing",
     r"LOCAL_WORLD_SIZE|mesh_dim|replicate\b": "with=hybrid-shard",
-    r"speed/|\bmfu\b|\btimed_step": "with=throughput",
+    r"speed/|\bmfu\b|throughput": "with=throughput",
     r"\bupload|\bartifact": "with=log-best",
     r"deterministic|CUBLAS": "with=deterministic",
     r"async_(save|checkpoint)|Executor|\bpending\b": "with=async-checkpoint",

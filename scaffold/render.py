@@ -149,7 +149,7 @@ def sorted_imports(block: str, used: frozenset[str], own: frozenset[str]) -> str
     for spelled in sorted(spelled for spelled, bound in plain.items() if bound in used):
         line = f"import {spelled}"
         sections[section(spelled, own)].append(reasons.get(line, line))
-    for source in sorted(groups):
+    for source in sorted(groups, key=str.lower):
         names = sorted(groups[source], key=import_order)
         sections[section(source, own)].append(import_from(source, names))
     return "\n\n".join("\n".join(lines) for lines in sections if lines)

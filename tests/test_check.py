@@ -280,9 +280,9 @@ DAMAGES = {
     ),
     "import-line": (LOGGER, '"import csv"', '"csv"', "imports holds 'csv', which is no import; write"),
     "jinja": (TRAIN, "    #: if robust\n", "    #: if\n", f"{TRAIN}:31: no template: Expected an expression"),
-    "no-end": (TRAIN, "    #: endif\n", "", f"{TRAIN}:74: no template: Unexpected end of template"),
+    "no-end": (TRAIN, "    #: endif\n", "", f"{TRAIN}:84: no template: Unexpected end of template"),
     "undefined": (TRAIN, "#: if robust", "#: if robst", f"{TRAIN}:31: 'robst' is undefined; name a fact"),
-    "macro-name": (TRAIN, "start.steps()", "start.stpes()", f"{TRAIN}:62: there is no macro 'stpes' in what"),
+    "macro-name": (TRAIN, "start.steps()", "start.stpes()", f"{TRAIN}:72: there is no macro 'stpes' in what"),
     "macro-argument": (
         TRAIN,
         "epochs=20",
@@ -354,7 +354,7 @@ DAMAGES = {
         MODEL,
         "one weight",
         "one weight for torchrun",
-        "a word of distributed=ddp|fsdp|deepspeed, where it is not chosen",
+        "a word of distributed=ddp|fsdp|deepspeed|spmd, where it is not chosen",
     ),
     "own-word": (
         MODEL,
@@ -466,8 +466,8 @@ def test_all_wrong_macros_of_a_template(copy: Path) -> None:
     (report,) = check(copy / "tasks/line", few)
     assert sorted((problem.where, problem.problem) for problem in report.problems) == [
         (f"{TRAIN}:22", "TypeError: macro 'common' takes no keyword argument 'epoch'"),
-        (f"{TRAIN}:62", "there is no macro 'stpes' in what is imported there"),
-        (f"{TRAIN}:69", "TypeError: macro 'record' takes not more than 0 argument(s)"),
+        (f"{TRAIN}:72", "there is no macro 'stpes' in what is imported there"),
+        (f"{TRAIN}:79", "TypeError: macro 'record' takes not more than 0 argument(s)"),
     ]
 
 

@@ -88,7 +88,7 @@ def test_the_matrix_of_a_plugin_can_fail(package: Path) -> None:
     template.write_text(template.read_text().replace("one weight", "one weight for torchrun"))
     catalog = line_alone()
     few = [answers for answers in thinned(catalog) if not answers.features and len(answers.loggers) == 1]
-    assert {answers.distributed for answers in few} == {"none", "ddp", "fsdp", "deepspeed"}
+    assert {answers.distributed for answers in few} == {"none", "ddp", "fsdp", "deepspeed", "spmd"}
     problems = examine(few, catalog).problems
     assert 0 < len(problems) == sum(answers.distributed == "none" for answers in few)
 

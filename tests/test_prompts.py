@@ -218,7 +218,7 @@ def test_excluded_choices_are_shown_with_the_reason_and_passed_over(start: Start
     terminal.see(f"? {PRECISION} bf16\n")  # the line below tf32
     shown = terminal.answer(DISTRIBUTED, UP, UP)  # over the way back, then over all that is excluded
     assert "- spmd (spmd is how XLA spreads a program over TPU devices; choose distributed=ddp)" in shown
-    terminal.see(f"? {DISTRIBUTED} fsdp\n")
+    terminal.see(f"? {DISTRIBUTED} deepspeed\n")
     terminal.answer(LOGGER)
     terminal.answer(WITH)
     assert terminal.end() == 0

@@ -158,7 +158,6 @@ def main(args: argparse.Namespace) -> int:
     progress = tqdm(total=last_step, initial=step, disable=None)
 
     stopping = False
-    model.train()
     while step < last_step:
         lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
         for group in optimizer.param_groups:

@@ -153,7 +153,6 @@ def main(args: argparse.Namespace) -> int:
     progress = tqdm(total=last_step, initial=step, disable=None)
 
     stopping = False
-    model.train()
     while step < last_step:
         # makes dropout, and all else that is random in the model, a function of the step
         torch.default_generator.manual_seed(hash((args.seed, step)))
