@@ -38,7 +38,7 @@ ENVIRONMENT = {"DS_ACCELERATOR": "cpu"}
 FEATURES = ("grad-accum", "grad-clip")
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
 TABLE = ["--batch-size", 8, "--warmup-steps", 2, "--log-every", 1]
-SPLIT = ('"stage": args.zero_stage,', '"stage": args.zero_stage, "stage3_param_persistence_threshold": 0,')
+SPLIT = ('"stage": args.zero_stage', '"stage": args.zero_stage, "stage3_param_persistence_threshold": 0')
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_one_more_logger_is_one_function(name: str, renderer: Renderer) -> None:
     assert before["train.py"] == after["train.py"]
     change = difference({"loggers.py": before["loggers.py"]}, {"loggers.py": after["loggers.py"]}, context=0)
     gone = [line for line in change.splitlines() if line.startswith("-") and not line.startswith("---")]
-    assert gone == [f"-        for logger in [log_to_{other.replace('-', '_')}]:"]
+    assert gone == [f"-        functions = [log_to_{other.replace('-', '_')}]"]
 
 
 def test_no_golden_is_left_over() -> None:
