@@ -71,7 +71,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
     examples += ["args.grad_accum"] if "grad-accum" in chosen else []
     requires = [*(TORCH_XLA if tpu else TORCH), *REQUIRES, *source.requires, *task.requires]
     requires += [package for logger in loggers for package in logger.requires]
-    requires += ["deepspeed>=0.19"] if deepspeed else []
+    requires += ["deepspeed>=0.19.8"] if deepspeed else []
     task_files = task.files | source.files
     build_args = {  # of build_datasets, in main and in the project's own test
         "args.data": "data" if source.option else "",

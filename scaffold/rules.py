@@ -88,22 +88,22 @@ RULES = (
     Rule(
         "async-checkpoint-fsdp",
         {"with": ("async-checkpoint",)},
-        "it is for the sharded checkpoints of distributed=fsdp",
-        "without async-checkpoint",
+        "it is for sharded checkpoints",
+        "distributed=fsdp or without async-checkpoint",
         unless={"distributed": ("fsdp",)},
     ),
     Rule(
         "offload-deepspeed",
         {"with": ("offload",)},
         "it is DeepSpeed's",
-        "without offload",
+        "distributed=deepspeed or without offload",
         unless={"distributed": ("deepspeed",)},
     ),
     Rule(
         "hybrid-shard-fsdp",
         {"with": ("hybrid-shard",)},
-        "it is a way to shard, for distributed=fsdp",
-        "without hybrid-shard",
+        "it is a way to shard",
+        "distributed=fsdp or without hybrid-shard",
         unless={"distributed": ("fsdp",)},
     ),
     Rule(

@@ -38,6 +38,11 @@ class Backend:
     def is_zero(self) -> bool:
         return self.name.startswith("deepspeed")
 
+    @property
+    def stage(self) -> int:
+        """Of ZeRO: how much of the state is split."""
+        return len(self.sharded)
+
 
 BACKENDS = (
     Backend("none", "--distributed none"),
@@ -120,21 +125,23 @@ class Traffic:
         return self.gather + self.reduce
 
 
-def memory(run: Run, backend: Backend) -> Memory:
+def memory(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Memory:
     """Bytes per device that do not depend on the batch (ZeRO, section 3.1; FSDP, section 3.2).
 
-    Projects keep parameters and gradients in 32 bits and compute in 16; DeepSpeed keeps both in 16,
-    and a master copy in 32 beside them, as ZeRO's authors do.
+    Projects keep parameters and gradients in 32 bits and compute in 16. Under DeepSpeed there is a master
+    copy beside them, though they are in 32 bits; `kept_by_zero` is 2 where they are as ZeRO's authors do.
     """
     number, group = run.parameters, run.group(backend)
     part = {key: number / group if key in backend.sharded else float(number) for key in PARTS}
     kept = part["optimizer"] * FULL * OPTIMIZERS[run.optimizer]
     if backend.is_zero:
-        master, gradients = part["optimizer"] * FULL, part["gradients"] * run.width
-        block = 2 * number / run.blocks * run.width if "parameters" in backend.sharded else 0.0
+        whole, gradients = part["parameters"] * kept_by_zero, part["gradients"] * kept_by_zero
+        master = part["optimizer"] * FULL
+        copies = number * run.width if run.width < kept_by_zero else 0.0
+        block = 2 * number / run.blocks * run.width if "parameters" in backend.sharded else copies
         if not backend.offload:
-            return Memory(part["parameters"] * run.width, gradients, master, kept, block)
-        return Memory(part["parameters"] * run.width, 0.0, 0.0, 0.0, block, gradients + master + kept)
+            return Memory(whole, gradients, master, kept, block)
+        return Memory(whole, 0.0, 0.0, 0.0, block, gradients + master + kept)
     return Memory(part["parameters"] * FULL, part["gradients"] * FULL, 0.0, kept, passing(run, backend))
 
 
@@ -156,7 +163,7 @@ def passing(run: Run, backend: Backend) -> float:
     return gathered + whole
 
 
-def traffic(run: Run, backend: Backend) -> Traffic:
+def traffic(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Traffic:
     """Bytes that a device sends in a step (ZeRO, section 7; FSDP, section 3.2).
 
     In a ring of n, gathering or reduce-scattering m bytes sends (n - 1) / n * m, all-reducing twice that.
@@ -167,9 +174,10 @@ def traffic(run: Run, backend: Backend) -> Traffic:
         reduced = 2 * around * number * FULL if backend.name == "ddp" else 0.0
         return Traffic(0.0, reduced, leaving(run, reduced))
     if backend.is_zero:
-        passes = 2 * run.accumulation if "parameters" in backend.sharded else 1
+        split = "parameters" in backend.sharded  # gathered for each pass, else once, as they are kept
         times = run.accumulation if "gradients" in backend.sharded else 1
-        gathered, reduced = passes * around * number * width, times * around * number * width
+        gathered = around * number * (2 * run.accumulation * width if split else kept_by_zero)
+        reduced = times * around * number * width
         return Traffic(gathered, reduced, leaving(run, gathered + reduced))
     gathered = run.accumulation * around * width * (2 * (number - run.root) + run.root)
     reduced = around * number * FULL
@@ -187,10 +195,11 @@ def leaving(run: Run, sent: float) -> float:
 
 def offered(run: Run) -> tuple[Backend, ...]:
     """The backends for so many devices."""
+    known = [backend for backend in BACKENDS if not (backend.is_zero and run.precision == "fp16")]
     if run.devices == 1:
-        return tuple(backend for backend in BACKENDS if backend.name in ("none", "deepspeed 3 offload"))
+        return tuple(backend for backend in known if backend.name in ("none", "deepspeed 3 offload"))
     several = run.devices > run.per_node > 1
-    return tuple(b for b in BACKENDS if b.name != "none" and (several or not b.hybrid))
+    return tuple(b for b in known if b.name != "none" and (several or not b.hybrid))
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,10 @@ class Row:
     @property
     def fits(self) -> bool:
         return self.left > 0
+
+    def spares(self, device_memory: float) -> bool:
+        """Whether enough is left."""
+        return self.left >= SPARE * device_memory
 
 
 SPARE = 0.2  # of a device: for activations and for what the libraries take
@@ -223,20 +236,18 @@ def rows(run: Run, device_memory: float) -> list[Row]:
 def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
     """The plainest backend that leaves a fifth of each device for activations, and why it is that."""
     for row in rows(run, device_memory):
-        if row.backend not in offered(run) or row.left < SPARE * device_memory:
+        if row.backend not in offered(run) or not row.spares(device_memory):
             continue
         name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
         if row.backend.offload:
-            return (
-                row,
-                f"{name}: nothing else fits, and the host has to hold {show(row.memory.host)} per device",
-            )
+            host = f"the host has to hold {show(row.memory.host)} per device"
+            return row, f"{name}: nothing else leaves a fifth, and {host}"
         if name in ("none", "ddp"):
             return row, f"{name}: every device holds all of it, and {left}"
         if row.backend.hybrid:
             return row, f"{name}: a machine holds all of it, only gradients go between machines, and {left}"
         return row, f"{name}: one device does not hold all of it, a part of it does, and {left}"
-    return None, "nothing fits: take more devices, a smaller model, or --optimizer sgd"
+    return None, "nothing fits: take more devices or a smaller model"
 
 
 def show(size: float) -> str:
@@ -284,12 +295,15 @@ def lines(run: Run, device_memory: float) -> Iterator[str]:
     for row in rows(run, device_memory):
         numbers = (row.memory.states, row.memory.passing, row.left, row.traffic.total, row.traffic.between)
         text = "".join(f"{value / GIB:>10.1f}" for value in numbers)
-        yield f"{row.backend.name:<20}{text}  {'fits' if row.fits else 'does not fit'}"
+        verdict = "does not fit" if not row.fits else "fits" if row.spares(device_memory) else "is tight"
+        yield f"{row.backend.name:<20}{text}  {verdict}"
     best, why = advice(run, device_memory)
     yield ""
     yield why
     if best:
         yield f"scaffold new {choice(run, best)}"
+        if best.backend.is_zero:
+            yield f"and its train.py with --zero-stage {best.backend.stage}"
 
 
 def choice(run: Run, row: Row) -> str:

@@ -43,9 +43,9 @@ BUDGETS = {
     "with=async-checkpoint": 4,
     "with=activation-checkpointing": 4,
     "with=hybrid-shard": 4,
-    "with=offload": 5,
+    "with=offload": 6,
     "with=throughput": 12,
-    "with=log-best": 0,
+    "with=log-best": 2,
 } | {f"logger={name}": 4 for name in CATALOG.loggers}
 
 # What a choice needs beside it, where the base alone does not allow it.

@@ -232,7 +232,7 @@ def unlike_schema(manifest: dict[str, Any]) -> bool:
 @CASES
 def test_kubernetes_manifest(hardware: str, distributed: str) -> None:
     manifests = list(yaml.safe_load_all(rendered(hardware, distributed)["kubernetes.yaml"]))
-    kinds = ["Job"] if distributed == "none" else ["TrainJob", "TrainingRuntime"]
+    kinds = ["Job"] if distributed == "none" else ["TrainingRuntime", "TrainJob"]
     assert [manifest["kind"] for manifest in manifests] == ["PersistentVolumeClaim", *kinds]
     assert not any(map(unlike_schema, manifests))
     assert {manifest["metadata"]["name"] for manifest in manifests} == {"my-demo"}

@@ -49,6 +49,7 @@ def install(name: str) -> None:
         "--python",
         python,
         "install",
+        "--use-pep517",  # built apart from what the tests have
         "--quiet",
         "--constraint",
         CONSTRAINTS,
