@@ -145,7 +145,9 @@ class Catalog:
         if key == "with":
             own = {name: text for item in tasks for name, text in item.features.items()}
             return self.features | own | {name: item.help for name, item in self.additive.items()}
-        found = {name: source.help for item in tasks for name, source in item.sources.items()}
+        found: dict[str, str] = {}
+        for item in tasks:  # what the first of them says of a set stands for all
+            found |= {name: source.help for name, source in item.sources.items() if name not in found}
         return found if task else found | EVERY_TASKS_DATA
 
     @cached_property
