@@ -276,11 +276,12 @@ def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = N
 
 def not_offered(axis: Axis, value: str, task: str, catalog: Catalog) -> RequestError:
     """The mistake of choosing a value that the task does not have."""
-    for other in catalog.tasks:
-        if axis.key in ("data", "with") and value in catalog.values(axis.key, other):
-            return RequestError(
-                f"{axis.noun} {value!r} is not for {task} but for {other}: choose task={other}"
-            )
+    own = axis.key in ("data", "with")
+    others = [other for other in catalog.tasks if own and value in catalog.values(axis.key, other)]
+    if others:
+        ways = " or ".join(f"task={other}" for other in others)
+        rest = ", ".join(catalog.values(axis.key, task))
+        return RequestError(f"{axis.noun} {value!r} is not for {task}: choose {ways}, or one of {rest}")
     return unknown(axis.noun, value, list(catalog.values(axis.key, task)))
 
 
