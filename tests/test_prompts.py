@@ -422,7 +422,7 @@ def test_answers_files_skip_questions_too(start: Start, place: Path) -> None:
     [
         (("--task", "tabula"), "unknown task 'tabula': did you mean 'tabular'?"),
         (("--hardware", "cpu", "--precision", "tf32"), "precision tf32 with hardware cpu is not possible: "),
-        (("--distributed", "spmd"), "no hardware goes with the other choices: spmd is how XLA spreads"),
+        (("--distributed", "spmd", "--hardware", "cpu"), "choose distributed=ddp"),
         (("--data", "adult", "--with", "regression"), "adult is not for regression"),
         (("--task", "image-classification", "--data", "adult"), "choose task=tabular"),
         (("--logger", "wandbb"), "unknown logger 'wandbb': did you mean 'wandb'?"),
