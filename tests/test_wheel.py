@@ -17,6 +17,7 @@ import pytest
 from scaffold import __version__
 from scaffold.catalog import load_catalog
 from tests.conftest import Run, files_under
+from tests.projects import is_offered
 
 pytestmark = pytest.mark.heavy
 
@@ -85,12 +86,25 @@ def test_the_wheel_holds_the_package_and_the_templates(wheel: Path) -> None:
 
 
 def choices() -> list[list[str]]:
-    """A plain project of every task, and one with everything that a task has."""
+    """A plain project of every task, and one with everything that a sharded one can have."""
     known = load_catalog()
     plain = [["--task", task] for task in known.tasks]
-    rich = ["--task", "tabular", "--data", "files", "--hardware", "gpu", "--precision", "fp16"]
-    rich += ["--distributed", "fsdp", *(word for name in known.loggers for word in ("--logger", name))]
-    return [*plain, rich + [word for name in known.values("with", "tabular") for word in ("--with", name)]]
+    chosen = {
+        "task": "tabular",
+        "data": "files",
+        "hardware": "gpu",
+        "precision": "fp16",
+        "distributed": "fsdp",
+    }
+    loggers = tuple(known.loggers)
+    features = [
+        name
+        for name in known.values("with", "tabular")
+        if is_offered(**chosen, logger=loggers, features=(name,))
+    ]
+    rich = [word for key, value in chosen.items() for word in (f"--{key}", value)]
+    rich += [word for name in loggers for word in ("--logger", name)]
+    return [*plain, rich + [word for name in features for word in ("--with", name)]]
 
 
 @pytest.mark.parametrize("flags", choices(), ids=lambda flags: f"{flags[1]}-{len(flags)}")
