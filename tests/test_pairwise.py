@@ -20,6 +20,7 @@ import pytest
 from scaffold.answers import Answers
 from scaffold.rules import complete
 from tests import projects
+from tests.loggers.install import names as of_their_own
 from tests.matrix import oracle
 from tests.projects import (
     checkpoints,
@@ -50,10 +51,12 @@ OF_EVERY_TASK = (
 def axes() -> dict[str, list[str]]:
     """Loggers and features are axes of their own, on or off, but for those that only add files.
 
-    What is cheap comes first and is preferred.
+    Loggers are those whose clients are here; tests/loggers has the others. What is cheap comes first and is
+    preferred.
     """
     catalog = projects.catalog()
-    switches = [*catalog.loggers, *(name for name in catalog.values("with") if name not in catalog.additive)]
+    switches = [name for name in catalog.loggers if name not in of_their_own()]
+    switches += [name for name in catalog.values("with") if name not in catalog.additive]
     return {
         "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],
         "hardware": ["cpu", "gpu"],
