@@ -120,12 +120,18 @@ def in_turn(number: int, task: str) -> str:
 
 
 HEAVY = [(*kind, ("tensorboard", "wandb"), in_turn(number, kind[0])) for number, kind in enumerate(SAMPLES)]
+ALONE = [row[:3] for row in HEAVY if row[-1] == "none"]  # one process, with loggers: not again without
 
 
 @pytest.mark.parametrize(
     ("task", "data", "regression", "loggers", "distributed"),
     [
-        *(row if row[:2] in QUICK else pytest.param(*row, marks=pytest.mark.heavy) for row in OWN),
+        *(row for row in OWN if row[:2] in QUICK),
+        *(
+            pytest.param(*row, marks=pytest.mark.heavy)
+            for row in OWN
+            if row[:2] not in QUICK and row[:3] not in ALONE
+        ),
         *(pytest.param(*row, marks=pytest.mark.heavy) for row in HEAVY),
     ],
 )
