@@ -151,8 +151,12 @@ def report(place: Place, item: Item | None, problems: list[Problem], catalog: Ca
 def folder_problems(place: Place, item: Item | None, catalog: Catalog, ours: Catalog) -> Iterator[Problem]:
     """What is wrong with a folder before anything is rendered."""
     kind, name = place.name.split("/")
-    of_kind: dict[str, Mapping[str, Item]] = {"tasks": ours.tasks, "loggers": ours.loggers}
-    known = of_kind.get(kind, ours.additive)
+    of_kind: dict[str, Mapping[str, Item]] = {
+        "tasks": ours.tasks,
+        "loggers": ours.loggers,
+        "features": ours.additive,
+    }
+    known = of_kind[kind]
     if name in known and known[name].folder.resolve() != place.folder:
         advice = "give the folder another name"
         yield Problem(place.name, f"{name!r} is the name of one of scaffold's own {kind}", advice)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from scaffold.answers import Answers, parse_words
 from scaffold.axes import AXES, BY_KEY, Axis
-from scaffold.catalog import Catalog, Task, unknown
+from scaffold.catalog import Catalog, Exclusion, Task, unknown
 from scaffold.errors import RequestError
 
 
@@ -156,11 +156,7 @@ DEFAULTS: tuple[tuple[str, Mapping[str, str], Any], ...] = (
 def task_rules(catalog: Catalog) -> Iterator[Rule]:
     """The rows that follow from the manifests: what tasks, their data sources and features exclude."""
     for task in catalog.tasks.values():
-        for item in task.excludes:
-            values = "-".join(value for found in item.when.values() for value in found)
-            yield Rule(
-                f"{task.name}-not-{values}", {"task": (task.name,), **item.when}, item.because, item.choose
-            )
+        yield from exclusion_rules("task", task.name, task.excludes)
         yield from block_rules(task)
         for name, source in task.sources.items():
             for feature in source.not_with:
@@ -180,6 +176,13 @@ def task_rules(catalog: Catalog) -> Iterator[Rule]:
                 )
 
 
+def exclusion_rules(key: str, name: str, excludes: Iterable[Exclusion]) -> Iterator[Rule]:
+    """The rows of a folder's own exclusions; `name` is its value on the axis `key`."""
+    for item in excludes:
+        values = "-".join(value for found in item.when.values() for value in found)
+        yield Rule(f"{name}-not-{values}", {key: (name,), **item.when}, item.because, item.choose)
+
+
 def block_rules(task: Task) -> Iterator[Rule]:
     """Activations are computed again a block at a time, and not every model names blocks."""
     when = {"task": (task.name,), "with": ("activation-checkpointing",)}
@@ -197,10 +200,7 @@ def block_rules(task: Task) -> Iterator[Rule]:
 def additive_rules(catalog: Catalog) -> Iterator[Rule]:
     """What features that only add files exclude."""
     for feature in catalog.additive.values():
-        for item in feature.excludes:
-            values = "-".join(value for found in item.when.values() for value in found)
-            when = {"with": (feature.name,), **item.when}
-            yield Rule(f"{feature.name}-not-{values}", when, item.because, item.choose)
+        yield from exclusion_rules("with", feature.name, feature.excludes)
 
 
 def logger_rules(catalog: Catalog) -> Iterator[Rule]:

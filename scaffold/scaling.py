@@ -16,11 +16,7 @@ from scaffold.errors import RequestError
 
 GIB = 2**30
 WIDTHS = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a number that is computed with
-OPTIMIZERS = {
-    "adamw": 2,
-    "momentum": 1,
-    "sgd": 0,
-}  # 32-bit numbers that an optimizer keeps for each parameter
+OPTIMIZERS = {"adamw": 2, "momentum": 1, "sgd": 0}  # 32-bit numbers kept for each parameter
 FULL = 4  # bytes of a number that is added up over steps or over processes
 
 
@@ -98,7 +94,7 @@ class Memory:
 
     parameters: float
     gradients: float
-    master: float  # 32-bit parameters beside 16-bit ones
+    master: float  # DeepSpeed's own 32-bit copy of the parameters
     optimizer: float
     passing: float  # most that is there at a time of gathered blocks, of buckets, of copies in 16 bits
     host: float = 0.0  # in the memory of the machine, for each device
@@ -157,9 +153,8 @@ def passing(run: Run, backend: Backend) -> float:
     block = (run.parameters - run.root) / run.blocks
     # two gathered blocks, of which one is prefetched, gradients of one, and what is sent of them
     gathered = (run.root + 2 * block) * run.width + block * (run.width + FULL)
-    whole = (
-        run.parameters * FULL if run.accumulation > 1 else 0
-    )  # until the last pass gradients are not split
+    # until the last pass gradients are not split
+    whole = run.parameters * FULL if run.accumulation > 1 else 0
     return gathered + whole
 
 
@@ -225,9 +220,9 @@ SPARE = 0.2  # of a device: for activations and for what the libraries take
 
 def rows(run: Run, device_memory: float) -> list[Row]:
     """All backends, in order of what they ask of a project: the plainest first."""
-    found = []
+    found, shown = [], {*offered(run), BY_NAME["none"]}
     for backend in BACKENDS:
-        if backend in offered(run) or backend.name == "none":
+        if backend in shown:
             needs = memory(run, backend)
             found.append(Row(backend, needs, traffic(run, backend), device_memory - needs.total))
     return found
@@ -235,8 +230,9 @@ def rows(run: Run, device_memory: float) -> list[Row]:
 
 def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
     """The plainest backend that leaves a fifth of each device for activations, and why it is that."""
+    choices = offered(run)
     for row in rows(run, device_memory):
-        if row.backend not in offered(run) or not row.spares(device_memory):
+        if row.backend not in choices or not row.spares(device_memory):
             continue
         name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
         if row.backend.offload:
