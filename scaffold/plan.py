@@ -95,7 +95,7 @@ def make_plan(answers: Answers, catalog: Catalog) -> Plan:
         "source": source,
         "loggers": loggers,
         "additions": additions,
-        "log_files": " and ".join(logger.name for logger in loggers if logger.files),
+        "log_files": ", ".join(logger.name for logger in loggers if logger.files),
         "many_loggers": len(", ".join(logger.function for logger in loggers)) > 85,  # for one line
         "logger_imports": [line for logger in loggers for line in logger.imports],
         "cpu": answers.hardware == "cpu",

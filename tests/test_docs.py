@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from scaffold.axes import AXES
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.report import choices, exclusion_text
+from tests import backends
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OPTIONS = ROOT / "docs" / "options.md"
+DOCS = ROOT / "docs"
+OPTIONS = DOCS / "options.md"
 
 
 def blocks(text: str) -> list[str]:
@@ -106,3 +109,13 @@ def test_loop_in_the_readme_is_the_generated_one() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_of_backends_is_made_from_its_figures() -> None:
+    found = json.loads((DOCS / "backends.json").read_text(encoding="utf-8"))
+    assert (DOCS / "backends.md").read_text(encoding="utf-8") == backends.page(found)
+    assert (DOCS / "backends.svg").read_text(encoding="utf-8") == backends.chart(found)
+    assert backends.furthest(found["language-modeling"], 20) < 1e-4
+    found["language-modeling"]["DDP"][19] *= 1.001
+    assert backends.furthest(found["language-modeling"], 20) > 1e-4
+    assert backends.page(found) != (DOCS / "backends.md").read_text(encoding="utf-8")
