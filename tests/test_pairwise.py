@@ -55,7 +55,8 @@ def axes() -> dict[str, list[str]]:
     preferred.
     """
     catalog = projects.catalog()
-    switches = [name for name in catalog.loggers if name not in of_their_own()]
+    elsewhere = of_their_own()
+    switches = [name for name in catalog.loggers if name not in elsewhere]
     switches += [name for name in catalog.values("with") if name not in catalog.additive]
     return {
         "source": [f"{task.name} {data}" for task in catalog.tasks.values() for data in task.sources],

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from scaffold.trial import free_port
 from tests.loggers.install import CLIENTS, names
 from tests.projects import (
     Result,
@@ -112,15 +113,6 @@ ALONE = [name for name in LOGGERS if "NEEDS_SERVER = True" not in Client(name, "
 KINDS = [
     (name, served) for name in LOGGERS for served in (False, True) if name in (SERVED if served else ALONE)
 ]
-
-
-def free_port() -> int:
-    """Below those that the system hands out."""
-    for port in range(21_000 + os.getpid() % 1000, 32_000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise OSError("no port is free")
 
 
 def answers(port: int) -> bool:

@@ -1,7 +1,6 @@
 """What an Aim repository holds of a run; for tests."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -41,8 +40,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     run = run_of(output_dir)
     paths = {name: Path(urlparse(artifact.uri).path) for name, artifact in run.artifacts.items()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     }
     paths = {name: next(folder.rglob(f"{name}/*")) for name, folder in listed.items()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
         said["fileName"]: hashlib.sha256(zipped.read(name)).hexdigest()
         for said, name in files(output_dir, "model-element")
     }
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

@@ -1,8 +1,6 @@
 """What MLflow has stored of a run; for tests."""
 
 import hashlib
-import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -51,9 +49,3 @@ def serve(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     command = [sys.executable, "-m", "mlflow", "server", *stores, f"--port={port}", "--workers=1"]
     variables = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     return command, variables | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts faster
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    found = {read.__name__: read(Path(sys.argv[1])) for read in (scalars, config, pictures, artifacts)}
-    print(json.dumps(found))

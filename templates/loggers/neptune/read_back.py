@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import RLock
@@ -46,8 +45,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     """It names files, and reads them when it is online again."""
     named = [(name, Path(item["file_path"])) for name, item in operations(output_dir, "UploadFile")]
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named}
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     listed = json.loads((folder(output_dir) / "lineages.plx.json").read_text())
     paths = {item["name"]: folder(output_dir) / item["path"] for item in listed if item["kind"] == "model"}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

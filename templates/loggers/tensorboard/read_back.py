@@ -1,7 +1,5 @@
 """What TensorBoard finds of a run; for tests."""
 
-import json
-import sys
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,7 +25,3 @@ def config(output_dir: Path) -> dict[str, str]:
 def pictures(output_dir: Path) -> list[int]:
     reader = events(output_dir)
     return [event.step for tag in reader.Tags()["images"] for event in reader.Images(tag)]
-
-
-if __name__ == "__main__":
-    print(json.dumps({read.__name__: read(Path(sys.argv[1])) for read in (scalars, config, pictures)}))

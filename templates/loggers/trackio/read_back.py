@@ -1,9 +1,7 @@
 """What Trackio's database holds of a run; for tests."""
 
 import hashlib
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +42,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     assert [item["name"] for item in storage.get_artifacts("demo")] == ["best"]
     blobs = [path for path in (output_dir / "trackio" / "artifacts").rglob("sha256/*/*") if path.is_file()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in blobs}
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))

@@ -36,7 +36,3 @@ def serve(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     start = "from visdom.server.run_server import main; main()"  # its command first loads what its page shows
     words = ["-port", str(port), "-env_path", f"{folder}/", "-bind_local"]
     return [sys.executable, "-c", start, *words], {"VISDOM_PORT": str(port)}
-
-
-if __name__ == "__main__":
-    print(json.dumps({read.__name__: read(Path(sys.argv[1])) for read in (scalars, config, pictures)}))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,8 +62,3 @@ def artifacts(output_dir: Path) -> dict[str, str]:
         name: hashlib.sha256(Path(entry.local_path).read_bytes()).hexdigest()
         for name, entry in entries.items()
     }
-
-
-if __name__ == "__main__":
-    read = (scalars, config, pictures, artifacts)
-    print(json.dumps({function.__name__: function(Path(sys.argv[1])) for function in read}))
