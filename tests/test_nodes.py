@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -220,7 +220,7 @@ def test_a_machine_that_dies_costs_what_was_not_saved(
         moment = step_of(out) + rng.randint(1, 50)
         scheduler.until(lambda moment=moment: step_of(out) >= moment)
         death = dies(scheduler, out, number % 2, silently)
-        record_property(f"death {number}", death)
+        record_property(f"death {number}", asdict(death))
         assert death.saved <= death.resumed
     scheduler.until(lambda: all(machine.code == 0 for machine in machines))
     assert same_run(whole(project, *STEPS, ranks=2), out)
