@@ -24,6 +24,7 @@ from scaffold.answers import Answers
 from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.rules import default
+from tests.covering import answers_of, on_processors, on_tpus
 from tests.matrix import oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -90,9 +91,12 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield ""
     yield "## The runs"
     yield ""
-    yield "The core above on the sample data, and a covering array in which every two choices that can be"
-    yield "made together occur together: data sources, loggers and features too. The array has few examples,"
-    yield "small pictures and, where its size is an option, a small model."
+    loggers = [name for name in catalog.loggers if name in on_processors().axes]
+    yield "The core above on the sample data, and two covering arrays, one of projects for TPUs and one of all"
+    yield "others, in which every two choices that can be made together occur together: a task's sources of"
+    yield f"data, features and, but for TPUs, the loggers {' and '.join(loggers)} too. They have few examples,"
+    yield "small pictures and, where its size is an option, a small model. The other loggers are run with their"
+    yield "clients in tests/loggers, and what only adds files is checked in tests/test_launchers.py."
     yield ""
     yield "| task | data | hardware | precision | distributed | loggers | features |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
@@ -149,24 +153,35 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def in_the_table(catalog: Catalog) -> list[dict[str, Any]]:
+    """The answers of every project that docs/support.md is about."""
+    rows = [answers_of(row) for space in (on_processors(), on_tpus()) for row in space.array]
+    return [answers.to_dict() for answers in (*core_combinations(catalog), *rows)]
+
+
 def merged(page: str, found: list[dict[str, Any]], same: tuple[str, ...]) -> list[dict[str, Any]]:
     """The results of a page, those that were found in the place of those of the same runs."""
     file = DOCS / f"{page}.json"
     before = json.loads(file.read_text()) if file.exists() else []
     results = {json.dumps([result.get(key, "") for key in same]): result for result in before + found}
-    after = [results[key] for key in sorted(results)]
-    file.write_text(json.dumps(after, indent=1) + "\n")
-    return after
+    return [results[key] for key in sorted(results)]
 
 
 def main() -> None:
     found = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).glob("*.json"))]
     catalog = load_catalog()
     trained = merged("support", [result for result in found if "answers" in result], ("answers", "ran"))
-    (DOCS / "support.md").write_text(page(trained, catalog), encoding="utf-8")
+    known = in_the_table(catalog)
+    trained = [result for result in trained if result["answers"] in known]
+    write("support", trained, page(trained, catalog))
     same = ("task", "with", "seed", "metric")
     reached = merged("tasks", [result for result in found if "reached" in result], same)
-    (DOCS / "tasks.md").write_text(tasks_page(reached, catalog), encoding="utf-8")
+    write("tasks", reached, tasks_page(reached, catalog))
+
+
+def write(name: str, results: list[dict[str, Any]], text: str) -> None:
+    (DOCS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (DOCS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -71,12 +71,18 @@ def xla() -> Server:
 
 
 def train_xla(
-    project: Path, output_dir: Path, *options: object, devices: int = 1, first: str = "", check: bool = True
+    project: Path,
+    output_dir: Path,
+    *options: object,
+    devices: int = 1,
+    examples: int = FEW,
+    first: str = "",
+    check: bool = True,
 ) -> Result:
     words = [*SHORT, "--output-dir", output_dir, *options]
     if "torch_xla" in (project / "train.py").read_text():
         words = ["--device", "cpu", *words]
-    first = few_examples(FEW) + first
+    first = few_examples(examples) + first
     xla().start(project, *words, env=environment(devices), first=first)
     (result,) = xla().wait(300)
     assert not check or result.code == 0, result.err
