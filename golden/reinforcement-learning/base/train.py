@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=within(0), default=0, help="threads of environments; 0 for none")
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
-    parser.add_argument("--clip-grad", type=within(0.0), default=0.5, help="largest gradient norm")
+    parser.add_argument("--clip-grad", type=within(1e-6), default=0.5, help="largest gradient norm")
     parser.add_argument("--num-envs", type=within(1), default=8, help="environments")
     parser.add_argument("--num-steps", type=within(1), default=128, help="of each of them in an epoch")
     parser.add_argument("--update-epochs", type=within(1), default=10, help="passes over each rollout")
