@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from scaffold.errors import RequestError
@@ -253,16 +254,18 @@ def show(size: float) -> str:
 def as_number(text: str, option: str, whole: bool = False, most: float = 1e15) -> float:
     """A positive number, with K, M, B or T behind it if it is large."""
     match = re.fullmatch(r"(\d+\.?\d*(?:e\d{1,2})?)([KMBT]?)", text.strip(), re.IGNORECASE)
-    value = float(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0.0
+    # decimal, so that 16.4B is a whole number
+    value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else Decimal()
     if not 0 < value <= most or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise RequestError(f"{option} {text!r} is not {kind} above 0, such as 8 or 7e9 or 1.3B")
-    return value
+    return float(value)
 
 
 def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
     """What the command line names: a run, and the memory of a device."""
-    number = {key: as_number(given[key], f"--{key}") for key in ("parameters", "device-memory")}
+    parameters = int(as_number(given["parameters"], "--parameters", True))
+    device_memory = as_number(given["device-memory"], "--device-memory")
     whole = {
         key: int(as_number(given[key], f"--{key}", True, 1e6)) for key in ("devices", "per-node", "blocks")
     }
@@ -275,14 +278,14 @@ def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
             f"--devices {devices} are not machines of {per_node}: choose a multiple of --per-node"
         )
     run = Run(
-        int(number["parameters"]),
+        parameters,
         given["precision"],
         given["optimizer"],
         devices,
         per_node,
         whole["blocks"],
     )
-    return run, number["device-memory"] * GIB
+    return run, device_memory * GIB
 
 
 def lines(run: Run, device_memory: float) -> Iterator[str]:

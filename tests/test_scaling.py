@@ -154,9 +154,11 @@ def test_more_memory_never_makes_it_worse() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"parameters": "-1"}, "--parameters '-1' is not a number above 0, such as 8 or 7e9 or 1.3B"),
-        ({"parameters": "many"}, "--parameters 'many' is not a number"),
-        ({"parameters": "1e99"}, "--parameters '1e99' is not a number"),
+        ({"parameters": "-1"}, "--parameters '-1' is not a whole number above 0, such as 8 or 7e9 or 1.3B"),
+        ({"parameters": "many"}, "--parameters 'many' is not a whole number"),
+        ({"parameters": "1e99"}, "--parameters '1e99' is not a whole number"),
+        ({"parameters": "0.4"}, "--parameters '0.4' is not a whole number above 0, such as 8 or 7e9 or 1.3B"),
+        ({"parameters": "1.0005K"}, "--parameters '1.0005K' is not a whole number"),
         ({"device-memory": "0"}, "--device-memory '0' is not a number"),
         ({"devices": "2.5"}, "--devices '2.5' is not a whole number"),
         ({"devices": "9"}, "--devices 9 are not machines of 8: choose a multiple of --per-node"),
@@ -167,6 +169,11 @@ def test_more_memory_never_makes_it_worse() -> None:
 def test_wrong_words(change: dict[str, str], line: str) -> None:
     with pytest.raises(RequestError, match=re.escape(line)):
         read_run(GIVEN | {"parameters": "7B", "device-memory": "80"} | change)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("16.4B", 16_400_000_000), ("1e15", 10**15)])
+def test_whole_numbers(text: str, number: int) -> None:
+    assert read_run(GIVEN | {"parameters": text, "device-memory": "0.5"})[0].parameters == number
 
 
 def test_command(run: Command) -> None:
