@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.errors import RequestError
 from scaffold.plan import make_plan
 from scaffold.project import with_manifest, write
 from scaffold.render import Renderer
 from scaffold.rules import complete
+from tests.conftest import Run
 from tests.matrix import thinned, valid
 from tests.projects import train_ranks, values
 from tests.test_matrix import check_black, check_ruff, examine, write_cover
@@ -68,6 +70,26 @@ def test_without_the_plugin_it_is_unknown() -> None:
     catalog = load_catalog()
     assert "line" not in catalog.tasks
     assert "csv-file" not in catalog.loggers
+
+
+@pytest.mark.parametrize(
+    "value", ["gone", "gone.inside", "raising.inside", ".relative", "plain", "lab_templates:attribute"]
+)
+def test_a_plugin_that_is_not_there(
+    package: Path, run: Run, env: dict[str, str], tmp_path: Path, value: str
+) -> None:
+    (package / "raising").mkdir()
+    (package / "raising" / "__init__.py").write_text("1 / 0")
+    (package / "plain.py").touch()
+    (package / "lab-1.0.dist-info" / "entry_points.txt").write_text(f"[scaffold.plugins]\nlab = {value}\n")
+    line = f"the plug-in lab = {value!r} of the package lab cannot be found: reinstall or remove it"
+    with pytest.raises(RequestError) as error:
+        load_catalog()
+    assert str(error.value) == line
+    if value == "raising.inside":
+        path = f"{env.get('PYTHONPATH', '')}:{package}".lstrip(":")
+        done = run("doctor", env=env | {"PYTHONPATH": path})
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"scaffold: {line}\n")
 
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.complete)])
