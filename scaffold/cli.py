@@ -61,7 +61,10 @@ def completer(key: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]
     def complete_values(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         from scaffold.catalog import load_catalog
 
-        known, task = load_catalog(), ctx.params.get("task")
+        try:
+            known, task = load_catalog(), ctx.params.get("task")
+        except RequestError:  # every other command says it
+            return []
         values = known.values(key, task if task in known.tasks else None)
         return [(name, text) for name, text in values.items() if name.startswith(incomplete)]
 
