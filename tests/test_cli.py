@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from scaffold import __version__, project, render
 from scaffold.axes import AXES
-from scaffold.catalog import load_catalog
+from scaffold.catalog import load_catalog, templates_folder
 from scaffold.cli import app
 from scaffold.rules import RULES, all_rules
 from tests.conftest import COMMAND, Run, files_under
@@ -71,7 +72,8 @@ def snapshot(folder: Path) -> dict[str, str | bytes]:
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"
         else:
-            found[name] = path.read_bytes() if path.is_file() else "folder"
+            text = path.read_bytes if os.access(path, os.R_OK) else lambda: "closed"
+            found[name] = text() if path.is_file() else "folder"
     return found
 
 
@@ -418,6 +420,31 @@ def test_an_output_folder_that_is_a_file(refused: Refused, place: Path) -> None:
     (place / "file").write_text("text")
     assert "cannot write to file" in refused("new", "demo", "--yes", "-o", "file")
     assert "cannot write to file/below" in refused("new", "demo", "--yes", "-o", "file/below")
+
+
+def test_a_name_that_no_system_takes(refused: Refused) -> None:
+    long = "x" * 300
+    assert refused("new", "demo", "--yes", "-o", long) == f"cannot read {long}/demo: File name too long"
+    assert refused("new", "--yes", "-o", long).startswith(f"cannot read {long}/")
+    assert refused("check", long) == f"cannot read {long}: File name too long"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_target_that_may_not_be_read(refused: Refused, place: Path) -> None:
+    (place / "closed" / "demo").mkdir(parents=True)
+    (place / "closed" / "demo").chmod(0o300)
+    try:
+        assert refused("new", "demo", "--yes", "-o", "closed") == "cannot read closed/demo: Permission denied"
+    finally:
+        (place / "closed" / "demo").chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_template_that_may_not_be_read(refused: Refused, place: Path) -> None:
+    folder = place / "tasks" / "tabular"
+    shutil.copytree(templates_folder() / "tasks" / "tabular", folder)
+    (folder / "model.py.jinja").chmod(0)
+    assert refused("check", ".") == f"cannot read {folder / 'model.py.jinja'}: Permission denied"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
