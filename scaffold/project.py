@@ -18,6 +18,7 @@ from scaffold.catalog import Catalog
 from scaffold.errors import RequestError, readable
 from scaffold.render import Tree
 from scaffold.rules import complete
+from scaffold.signals import sigterm_raises
 
 MANIFEST = ".scaffold.toml"
 
@@ -62,6 +63,7 @@ def check_target(target: Path, tree: Tree, force: bool) -> None:
                     raise RequestError(f"{target / folder} is a file where a folder should go: move it away")
 
 
+@sigterm_raises()
 def write(tree: Tree, target: Path, force: bool = False, scripts: Collection[str] = ()) -> None:
     """Write to a folder beside the target, then move it into place."""
     check_target(target, tree, force)
