@@ -244,10 +244,18 @@ def read_additive(folder: Path) -> Additive:
 
 
 def plugin_folders() -> list[Path]:
-    folders = []
+    folders: list[Path] = []
     for entry in metadata.entry_points(group=PLUGINS):
-        spec = util.find_spec(entry.value)
-        folders += [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+        try:
+            spec = util.find_spec(entry.value)
+        except Exception:  # to find what is inside a package imports that, and it raises what it likes
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            package = f" of the package {entry.dist.name}" if entry.dist else ""
+            raise RequestError(
+                f"the plug-in {entry.name} = {entry.value!r}{package} cannot be found: reinstall or remove it"
+            )
+        folders += map(Path, spec.submodule_search_locations)
     return folders
 
 

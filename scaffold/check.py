@@ -24,7 +24,7 @@ from scaffold.catalog import (
     read_task,
     templates_folder,
 )
-from scaffold.errors import RequestError
+from scaffold.errors import RequestError, readable
 from scaffold.examine import (
     Place,
     Thin,
@@ -97,7 +97,11 @@ def places(folder: Path) -> list[Place]:
 
 def check(folder: Path, thin: Thin = offered_thinned) -> Iterator[Report]:
     """Look at each task, logger and feature; those whose manifests are sound are also rendered."""
-    found = places(folder)
+    with readable(folder):
+        yield from reports(places(folder), thin)
+
+
+def reports(found: list[Place], thin: Thin) -> Iterator[Report]:
     readers: dict[str, Callable[[Path], Item]] = {
         "tasks": read_task,
         "loggers": read_logger,

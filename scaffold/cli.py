@@ -61,7 +61,10 @@ def completer(key: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]
     def complete_values(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         from scaffold.catalog import load_catalog
 
-        known, task = load_catalog(), ctx.params.get("task")
+        try:
+            known, task = load_catalog(), ctx.params.get("task")
+        except RequestError:  # every other command says it
+            return []
         values = known.values(key, task if task in known.tasks else None)
         return [(name, text) for name, text in values.items() if name.startswith(incomplete)]
 
@@ -366,7 +369,7 @@ def check(
 def plan(
     parameters: Annotated[str, typer.Option(help="of the model: 7e9 or 7B", metavar="N")],
     device_memory: Annotated[str, typer.Option(help="GiB of each device", metavar="GIB")],
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16")] = "bf16",
+    precision: Annotated[str, typer.Option(help=", ".join(BY_KEY["precision"].values or ()))] = "bf16",
     optimizer: Annotated[str, typer.Option(help="adamw, momentum or sgd")] = "adamw",
     devices: Annotated[str, typer.Option(help="in all", metavar="N")] = "8",
     per_node: Annotated[str, typer.Option(help="devices of a machine", metavar="N")] = "8",

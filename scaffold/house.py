@@ -9,8 +9,10 @@ from pathlib import Path
 
 from scaffold.errors import RequestError
 from scaffold.render import Tree
+from scaffold.signals import sigterm_raises
 
 
+@sigterm_raises()
 def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> tuple[Tree, set[str]]:
     """The house's files and ours, and which are scripts; where both want one path, the user has to choose.
 

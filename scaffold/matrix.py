@@ -58,16 +58,15 @@ def additions(
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Sets of loggers, and of features beside them; loggers meet one another where there is no feature.
 
-    Features that only add files meet one another and, on the sample data, the rest of the axes: no others.
+    Features that only add files meet one another and, on the sample data, the rest of the axes: no others,
+    but where the data needs one of them.
     """
-    names = [name for name in catalog.values("with", plain.task) if name not in catalog.additive]
-    loggers, additive = tuple(catalog.loggers), tuple(catalog.additive)
     needed = catalog.task(plain.task).sources[plain.data].only_with
-    possible = [
-        name
-        for name in names
-        if offered(replace(plain, loggers=loggers, features=tuple(sorted({*needed, name}, key=names.index))))
-    ]
+    known = catalog.values("with", plain.task)
+    names = [name for name in known if name in needed or name not in catalog.additive]
+    loggers, additive = tuple(catalog.loggers), tuple(catalog.additive)
+    beside = {name: tuple(other for other in known if other in (*needed, name)) for name in names}
+    possible = [n for n in names if offered(replace(plain, loggers=loggers, features=beside[n]))]
     most = extent.sample if plain.data == "sample" else extent.other
     few = subsets(names, *range(most + 1))
     many = {*subsets(possible, max(0, len(possible) - 1), len(possible))} - {*few}
@@ -79,7 +78,7 @@ def additions(
     for features in sorted(many):
         yield from (((), features), (loggers, features))
     if additive and plain.data == "sample":
-        yield from (((), chosen) for chosen in subsets(additive, 1, 2, len(additive)))
+        yield from (((), chosen) for chosen in subsets(additive, 1, 2, len(additive)) if chosen not in few)
         yield loggers, additive
 
 

@@ -15,9 +15,10 @@ from scaffold import __version__
 from scaffold.answers import Answers, from_dict, to_toml
 from scaffold.axes import BY_KEY
 from scaffold.catalog import Catalog
-from scaffold.errors import RequestError
+from scaffold.errors import RequestError, readable
 from scaffold.render import Tree
 from scaffold.rules import complete
+from scaffold.signals import sigterm_raises
 
 MANIFEST = ".scaffold.toml"
 
@@ -47,20 +48,22 @@ def read_answers(folder: Path, catalog: Catalog) -> Answers:
 
 def check_target(target: Path, tree: Tree, force: bool) -> None:
     """Refuse to write over what is there, unless told to."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise RequestError(f"{target} exists and is not a folder: choose another name")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise RequestError(
-            f"{target} exists and is not empty: choose another name, or --force to write over its files"
-        )
-    for path in tree:
-        if (target / path).is_dir():
-            raise RequestError(f"{target / path} is a folder where a file should go: move it away")
-        for folder in Path(path).parents:
-            if (target / folder).exists() and not (target / folder).is_dir():
-                raise RequestError(f"{target / folder} is a file where a folder should go: move it away")
+    with readable(target):
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise RequestError(f"{target} exists and is not a folder: choose another name")
+        if target.is_dir() and any(target.iterdir()) and not force:
+            raise RequestError(
+                f"{target} exists and is not empty: choose another name, or --force to write over its files"
+            )
+        for path in tree:
+            if (target / path).is_dir():
+                raise RequestError(f"{target / path} is a folder where a file should go: move it away")
+            for folder in Path(path).parents:
+                if (target / folder).exists() and not (target / folder).is_dir():
+                    raise RequestError(f"{target / folder} is a file where a folder should go: move it away")
 
 
+@sigterm_raises()
 def write(tree: Tree, target: Path, force: bool = False, scripts: Collection[str] = ()) -> None:
     """Write to a folder beside the target, then move it into place."""
     check_target(target, tree, force)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,11 +19,19 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+from jinja2 import (
+    Environment,
+    FileSystemBytecodeCache,
+    FileSystemLoader,
+    StrictUndefined,
+    TemplateNotFound,
+    TemplateSyntaxError,
+)
 from jinja2.bccache import Bucket
 from jinja2.ext import Extension
 
 from scaffold.catalog import Catalog
+from scaffold.errors import RequestError
 from scaffold.names import names_of
 from scaffold.plan import Plan
 
@@ -182,6 +191,7 @@ class Renderer:
 
     def __init__(self, catalog: Catalog) -> None:
         self.env = environment(catalog)
+        self.roots = catalog.roots
 
     def tree(self, plan: Plan) -> Tree:
         """Every file of the project but .scaffold.toml: path -> text, in the order people read them."""
@@ -189,7 +199,19 @@ class Renderer:
         return {path: self.file(name, plan.facts, own) for path, name in plan.files.items()}
 
     def file(self, template: str, facts: Mapping[str, Any], own: frozenset[str]) -> str:
-        text = self.env.get_template(template).render(facts)
-        if template.endswith(".py.jinja"):
-            return finish(text, own)
+        try:
+            text = self.env.get_template(template).render(facts)
+            if template.endswith(".py.jinja"):
+                return finish(text, own)
+        except Exception as error:  # templates are code, those of plug-ins too: they raise what they like
+            raise self.refusal(error, template) from error
         return GONE_LINE.sub("", text).strip("\n") + "\n"
+
+    def refusal(self, error: Exception, template: str) -> RequestError:
+        """A template that cannot be rendered, and what says more of its folder."""
+        named = error.name if isinstance(error, TemplateNotFound | TemplateSyntaxError) else None
+        name, missing = named or template, isinstance(error, TemplateNotFound)
+        reason = "it is missing" if missing else f"{type(error).__name__}: {error}".splitlines()[0]
+        places = [root.joinpath(*Path(name).parts[:2]) for root in self.roots]
+        folder = next((shlex.quote(str(place)) for place in places if place.is_dir()), "DIR")
+        return RequestError(f"{name} cannot be rendered ({reason}): see `scaffold check {folder}`")

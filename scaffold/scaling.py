@@ -10,29 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from scaffold.axes import BY_KEY
 from scaffold.errors import RequestError
+from scaffold.rules import RULES
 
 GIB = 2**30
-WIDTHS = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a number that is computed with
+# bytes of a number that is computed with, from the bits in the precision's name
+WIDTHS = {name: int(name[2:]) // 8 for name in BY_KEY["precision"].values or ()}
 OPTIMIZERS = {"adamw": 2, "momentum": 1, "sgd": 0}  # 32-bit numbers kept for each parameter
 FULL = 4  # bytes of a number that is added up over steps or over processes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
-    """A way to spread a run over devices; `choice` are the words of `scaffold new` that choose it."""
+    """A way to spread a run over devices, and the answers that choose it."""
 
     name: str
-    choice: str
+    answers: Mapping[str, str]
     sharded: tuple[str, ...] = ()  # what each device has only its part of
-    hybrid: bool = False  # is it a part of the machine's, not of all devices'?
-    offload: bool = False  # does the host keep what the optimizer needs?
 
-    @property
-    def is_zero(self) -> bool:
-        return self.name.startswith("deepspeed")
+    def has(self, value: str) -> bool:
+        return value in self.answers.values()
 
     @property
     def stage(self) -> int:
@@ -40,25 +41,16 @@ class Backend:
         return len(self.sharded)
 
 
+PARTS = ("parameters", "gradients", "optimizer")
 BACKENDS = (
-    Backend("none", "--distributed none"),
-    Backend("ddp", "--distributed ddp"),
-    Backend(
-        "fsdp hybrid",
-        "--distributed fsdp --with hybrid-shard",
-        ("parameters", "gradients", "optimizer"),
-        hybrid=True,
-    ),
-    Backend("fsdp", "--distributed fsdp", ("parameters", "gradients", "optimizer")),
-    Backend("deepspeed 1", "--distributed deepspeed", ("optimizer",)),
-    Backend("deepspeed 2", "--distributed deepspeed", ("gradients", "optimizer")),
-    Backend("deepspeed 3", "--distributed deepspeed", ("parameters", "gradients", "optimizer")),
-    Backend(
-        "deepspeed 3 offload",
-        "--distributed deepspeed --with offload",
-        ("parameters", "gradients", "optimizer"),
-        offload=True,
-    ),
+    Backend("none", {"distributed": "none"}),
+    Backend("ddp", {"distributed": "ddp"}),
+    Backend("fsdp hybrid", {"distributed": "fsdp", "with": "hybrid-shard"}, PARTS),
+    Backend("fsdp", {"distributed": "fsdp"}, PARTS),
+    Backend("deepspeed 1", {"distributed": "deepspeed"}, PARTS[2:]),
+    Backend("deepspeed 2", {"distributed": "deepspeed"}, PARTS[1:]),
+    Backend("deepspeed 3", {"distributed": "deepspeed"}, PARTS),
+    Backend("deepspeed 3 offload", {"distributed": "deepspeed", "with": "offload"}, PARTS),
 )
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
@@ -85,7 +77,7 @@ class Run:
 
     def group(self, backend: Backend) -> int:
         """The devices over which a model is split."""
-        return min(self.per_node, self.devices) if backend.hybrid else self.devices
+        return min(self.per_node, self.devices) if backend.has("hybrid-shard") else self.devices
 
 
 @dataclass(frozen=True)
@@ -130,25 +122,22 @@ def memory(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Memory:
     number, group = run.parameters, run.group(backend)
     part = {key: number / group if key in backend.sharded else float(number) for key in PARTS}
     kept = part["optimizer"] * FULL * OPTIMIZERS[run.optimizer]
-    if backend.is_zero:
+    if backend.has("deepspeed"):
         whole, gradients = part["parameters"] * kept_by_zero, part["gradients"] * kept_by_zero
         master = part["optimizer"] * FULL
         copies = number * run.width if run.width < kept_by_zero else 0.0
         block = 2 * number / run.blocks * run.width if "parameters" in backend.sharded else copies
-        if not backend.offload:
+        if not backend.has("offload"):
             return Memory(whole, gradients, master, kept, block)
         return Memory(whole, 0.0, 0.0, 0.0, block, gradients + master + kept)
     return Memory(part["parameters"] * FULL, part["gradients"] * FULL, 0.0, kept, passing(run, backend))
-
-
-PARTS = ("parameters", "gradients", "optimizer")
 
 
 def passing(run: Run, backend: Backend) -> float:
     """What is there for a while: copies for autocast, buckets of DDP, gathered blocks of FSDP."""
     if not backend.sharded:
         copies = run.parameters * run.width if run.width < FULL else 0
-        buckets = run.parameters * FULL if backend.name == "ddp" else 0
+        buckets = run.parameters * FULL if backend.has("ddp") else 0
         return copies + buckets
     block = (run.parameters - run.root) / run.blocks
     # two gathered blocks, of which one is prefetched, gradients of one, and what is sent of them
@@ -166,9 +155,9 @@ def traffic(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Traffic:
     number, group, width = run.parameters, run.group(backend), run.width
     around = (group - 1) / group
     if not backend.sharded:
-        reduced = 2 * around * number * FULL if backend.name == "ddp" else 0.0
+        reduced = 2 * around * number * FULL if backend.has("ddp") else 0.0
         return Traffic(0.0, reduced, leaving(run, reduced))
-    if backend.is_zero:
+    if backend.has("deepspeed"):
         split = "parameters" in backend.sharded  # gathered for each pass, else once, as they are kept
         times = run.accumulation if "gradients" in backend.sharded else 1
         gathered = around * number * (2 * run.accumulation * width if split else kept_by_zero)
@@ -176,7 +165,7 @@ def traffic(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Traffic:
         return Traffic(gathered, reduced, leaving(run, gathered + reduced))
     gathered = run.accumulation * around * width * (2 * (number - run.root) + run.root)
     reduced = around * number * FULL
-    if not backend.hybrid:
+    if not backend.has("hybrid-shard"):
         return Traffic(gathered, reduced, leaving(run, gathered + reduced))
     machines = run.devices // group
     across = 2 * (machines - 1) / machines * number / group * FULL
@@ -188,13 +177,19 @@ def leaving(run: Run, sent: float) -> float:
     return sent if run.devices > run.per_node else 0.0
 
 
+def chosen(run: Run, backend: Backend) -> dict[str, tuple[str, ...]]:
+    """The answers of a project for a run: a backend's, on GPUs, in the run's precision."""
+    answers = {"hardware": "gpu", "precision": run.precision, **backend.answers}
+    return {key: (value,) for key, value in answers.items()}
+
+
 def offered(run: Run) -> tuple[Backend, ...]:
-    """The backends for so many devices."""
-    known = [backend for backend in BACKENDS if not (backend.is_zero and run.precision == "fp16")]
+    """The backends for so many devices, of those that the rules let pass."""
+    known = [b for b in BACKENDS if not any(rule.applies(chosen(run, b)) for rule in RULES)]
     if run.devices == 1:
-        return tuple(backend for backend in known if backend.name in ("none", "deepspeed 3 offload"))
+        return tuple(b for b in known if b.has("none") or b.has("offload"))
     several = run.devices > run.per_node > 1
-    return tuple(b for b in known if b.name != "none" and (several or not b.hybrid))
+    return tuple(b for b in known if not b.has("none") and (several or not b.has("hybrid-shard")))
 
 
 @dataclass(frozen=True)
@@ -235,12 +230,12 @@ def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
         if row.backend not in choices or not row.spares(device_memory):
             continue
         name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
-        if row.backend.offload:
+        if row.backend.has("offload"):
             host = f"the host has to hold {show(row.memory.host)} per device"
             return row, f"{name}: nothing else leaves a fifth, and {host}"
-        if name in ("none", "ddp"):
+        if not row.backend.sharded:
             return row, f"{name}: every device holds all of it, and {left}"
-        if row.backend.hybrid:
+        if row.backend.has("hybrid-shard"):
             return row, f"{name}: a machine holds all of it, only gradients go between machines, and {left}"
         return row, f"{name}: one device does not hold all of it, a part of it does, and {left}"
     return None, "nothing fits: take more devices or a smaller model"
@@ -253,16 +248,18 @@ def show(size: float) -> str:
 def as_number(text: str, option: str, whole: bool = False, most: float = 1e15) -> float:
     """A positive number, with K, M, B or T behind it if it is large."""
     match = re.fullmatch(r"(\d+\.?\d*(?:e\d{1,2})?)([KMBT]?)", text.strip(), re.IGNORECASE)
-    value = float(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0.0
+    # decimal, so that 16.4B is a whole number
+    value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else Decimal()
     if not 0 < value <= most or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise RequestError(f"{option} {text!r} is not {kind} above 0, such as 8 or 7e9 or 1.3B")
-    return value
+    return float(value)
 
 
 def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
     """What the command line names: a run, and the memory of a device."""
-    number = {key: as_number(given[key], f"--{key}") for key in ("parameters", "device-memory")}
+    parameters = int(as_number(given["parameters"], "--parameters", True))
+    device_memory = as_number(given["device-memory"], "--device-memory")
     whole = {
         key: int(as_number(given[key], f"--{key}", True, 1e6)) for key in ("devices", "per-node", "blocks")
     }
@@ -275,14 +272,14 @@ def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
             f"--devices {devices} are not machines of {per_node}: choose a multiple of --per-node"
         )
     run = Run(
-        int(number["parameters"]),
+        parameters,
         given["precision"],
         given["optimizer"],
         devices,
         per_node,
         whole["blocks"],
     )
-    return run, number["device-memory"] * GIB
+    return run, device_memory * GIB
 
 
 def lines(run: Run, device_memory: float) -> Iterator[str]:
@@ -298,12 +295,12 @@ def lines(run: Run, device_memory: float) -> Iterator[str]:
     yield why
     if best:
         yield f"scaffold new {choice(run, best)}"
-        if best.backend.is_zero:
+        if best.backend.has("deepspeed"):
             yield f"and its train.py with --zero-stage {best.backend.stage}"
 
 
 def choice(run: Run, row: Row) -> str:
-    return f"--hardware gpu --precision {run.precision} {row.backend.choice}"
+    return " ".join(f"--{key} {value}" for key, (value,) in chosen(run, row.backend).items())
 
 
 def report(run: Run, device_memory: float) -> dict[str, Any]:
@@ -326,5 +323,5 @@ def report(run: Run, device_memory: float) -> dict[str, Any]:
         }
         for row in rows(run, device_memory)
     ]
-    chosen = {"backend": best.backend.name, "new": choice(run, best)} if best else None
-    return {"backends": table, "advice": why, "choice": chosen}
+    new = {"backend": best.backend.name, "new": choice(run, best)} if best else None
+    return {"backends": table, "advice": why, "choice": new}

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scaffold.errors import RequestError
+from scaffold.signals import sigterm_raises
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -164,9 +164,10 @@ def trial(
     command = shutil.which(python or project_python(project))
     if command is None:
         raise RequestError(f"{python} is not a program: name the project's Python")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="scaffold-verify-", ignore_cleanup_errors=True) as scratch:
+    with (
+        sigterm_raises(),
+        tempfile.TemporaryDirectory(prefix="scaffold-verify-", ignore_cleanup_errors=True) as scratch,
+    ):
         words = [os.path.abspath(command), str(Path(__file__).with_name("warm.py")), str(project)]
         complaint = Path(scratch, "warm.err")
         with complaint.open("w") as err:

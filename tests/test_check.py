@@ -15,6 +15,7 @@ from scaffold.answers import Answers
 from scaffold.catalog import Catalog, templates_folder
 from scaffold.check import KINDS, Report, check
 from scaffold.errors import RequestError
+from scaffold.examine import Thin, offered_thinned
 from scaffold.report import report_lines
 from scaffold.rules import complete
 from tests.conftest import Run
@@ -44,8 +45,8 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "lab"))
 
 
-def lines(folder: Path) -> list[str]:
-    return [line for report in check(folder, few) for line in report_lines(report)]
+def lines(folder: Path, thin: Thin = few) -> list[str]:
+    return [line for report in check(folder, thin) for line in report_lines(report)]
 
 
 def change(folder: Path, file: str, old: str, new: str) -> None:
@@ -397,6 +398,35 @@ def test_damage(copy: Path, name: str) -> None:
     assert any(line in one for one in found), "\n".join(found)
     assert "problem" in found[-1] and "Traceback" not in "".join(found)
     assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("source", "needed", "said"),
+    [
+        ("sample", '["robst"]', "data.sample.only_with names 'robst', which there is not; choose from "),
+        ("files", '["robst"]', "data.files.only_with names 'robst', which there is not; choose from "),
+        ("files", '["robust"]', None),
+        ("files", '["slurm"]', None),
+        ("files", '["slurm", "robust"]', None),
+    ],
+)
+def test_data_for_some_features(copy: Path, source: str, needed: str, said: str | None) -> None:
+    """All combinations that the command makes, of which some are rendered."""
+    change(copy, TASK, f"[data.{source}]\n", f"[data.{source}]\nonly_with = {needed}\n")
+    offered: list[Answers] = []
+
+    def thin(catalog: Catalog) -> list[Answers]:
+        offered.extend(offered_thinned(catalog))
+        return offered[::25]
+
+    found = lines(copy / "tasks/line", thin)
+    features = [set(answers.features) for answers in offered if answers.data == source]
+    assert len(offered) == len(set(offered))
+    if said:
+        assert said in found[0] and not features
+    else:
+        assert features and all(chosen >= set(json.loads(needed)) for chosen in features)
+        assert found[-1].endswith(": fine")
 
 
 REMOVED = [TRAIN, MODEL, DATA, "tasks/line/about.md.jinja", "tasks/line/small_data.py.jinja"]

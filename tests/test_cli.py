@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -20,9 +22,11 @@ from typer.testing import CliRunner, Result
 
 from scaffold import __version__, project, render
 from scaffold.axes import AXES
-from scaffold.catalog import load_catalog
+from scaffold.catalog import load_catalog, templates_folder
 from scaffold.cli import app
+from scaffold.errors import RequestError
 from scaffold.rules import RULES, all_rules
+from scaffold.trial import trial
 from tests.conftest import COMMAND, Run, files_under
 
 SCRIPT = [str(Path(sys.executable).with_name("scaffold"))]
@@ -71,7 +75,8 @@ def snapshot(folder: Path) -> dict[str, str | bytes]:
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"
         else:
-            found[name] = path.read_bytes() if path.is_file() else "folder"
+            text = path.read_bytes if os.access(path, os.R_OK) else lambda: "closed"
+            found[name] = text() if path.is_file() else "folder"
     return found
 
 
@@ -420,6 +425,31 @@ def test_an_output_folder_that_is_a_file(refused: Refused, place: Path) -> None:
     assert "cannot write to file/below" in refused("new", "demo", "--yes", "-o", "file/below")
 
 
+def test_a_name_that_no_system_takes(refused: Refused) -> None:
+    long = "x" * 300
+    assert refused("new", "demo", "--yes", "-o", long) == f"cannot read {long}/demo: File name too long"
+    assert refused("new", "--yes", "-o", long).startswith(f"cannot read {long}/")
+    assert refused("check", long) == f"cannot read {long}: File name too long"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_target_that_may_not_be_read(refused: Refused, place: Path) -> None:
+    (place / "closed" / "demo").mkdir(parents=True)
+    (place / "closed" / "demo").chmod(0o300)
+    try:
+        assert refused("new", "demo", "--yes", "-o", "closed") == "cannot read closed/demo: Permission denied"
+    finally:
+        (place / "closed" / "demo").chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_template_that_may_not_be_read(refused: Refused, place: Path) -> None:
+    folder = place / "tasks" / "tabular"
+    shutil.copytree(templates_folder() / "tasks" / "tabular", folder)
+    (folder / "model.py.jinja").chmod(0)
+    assert refused("check", ".") == f"cannot read {folder / 'model.py.jinja'}: Permission denied"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_folder_that_is_read_only(refused: Refused, place: Path) -> None:
     (place / "closed").mkdir(mode=0o555)
@@ -576,25 +606,68 @@ def test_control_c_while_writing_leaves_nothing(
     assert snapshot(place) == {}
 
 
-def test_a_killed_process_leaves_no_half_project(run: Run, place: Path) -> None:
-    code = """
-import itertools, os, signal
+SIGNALLED = """
+import itertools, os, shutil, signal
 from pathlib import Path
 from scaffold.cli import app
 
-real, calls = Path.write_text, itertools.count(1)
+write, remove, calls = Path.write_text, shutil.rmtree, itertools.count(1)
 
 def write_text(path, *args, **options):
     if next(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(path, *args, **options)
+        os.kill(os.getpid(), {sent})
+    return write(path, *args, **options)
 
-Path.write_text = write_text
-app(["new", "demo", "--yes"])
+def rmtree(*args, **options):
+    os.kill(os.getpid(), {sent})
+    return remove(*args, **options)
+
+Path.write_text, shutil.rmtree = write_text, rmtree
+app(["new", "demo", "--yes", "--force"])
 """
+
+
+def test_a_killed_process_leaves_no_half_project(run: Run, place: Path) -> None:
+    code = SIGNALLED.format(sent=int(signal.SIGKILL))
     assert run("-c", code, command=[sys.executable]).returncode == -9
     assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == []
     assert run("new", "demo", "--yes").returncode == 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_sigterm_while_writing_leaves_nothing(run: Run, place: Path, there: bool) -> None:
+    """Also where a second one comes while the first is answered."""
+    if there:
+        (place / "demo").mkdir()
+        (place / "demo" / "train.py").write_text("mine")
+    before = snapshot(place)
+    code = SIGNALLED.format(sent=int(signal.SIGTERM))
+    done = run("-c", code, command=[sys.executable])
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert snapshot(place) == before
+
+
+def test_sigterm_in_a_house_template_leaves_nothing(
+    run: Run, env: dict[str, str], place: Path, house: Path, tmp_path: Path
+) -> None:
+    """Its hook signals the program that waits for it."""
+    (tmp_path / "scratch").mkdir()
+    (house / "hooks").mkdir()
+    hook = f"import os\nos.kill(os.getppid(), {int(signal.SIGTERM)})\n"
+    (house / "hooks" / "post_gen_project.py").write_text(hook)
+    settings = env | {"TMPDIR": str(tmp_path / "scratch")}
+    done = run("new", "demo", "--yes", "--cookiecutter", house, "--trust", env=settings)
+    assert (done.returncode, done.stdout) == (143, "")
+    left = [path for path in (tmp_path / "scratch").iterdir() if path.suffix != ".py"]  # cookiecutter's hook
+    assert snapshot(place) == {} and left == []
+
+
+def test_sigterm_means_afterwards_what_it_meant(invoke: Invoke, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert invoke("new", "demo", "--yes").exit_code == 0
+    with pytest.raises(RequestError, match="cannot import torch"), trial(tmp_path, "false", 0, [], {}):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_second_of_two_at_once_does_not_mix_in(

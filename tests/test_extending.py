@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.errors import RequestError
 from scaffold.plan import make_plan
 from scaffold.project import with_manifest, write
 from scaffold.render import Renderer
 from scaffold.rules import complete
+from tests.conftest import Run
 from tests.matrix import thinned, valid
 from tests.projects import train_ranks, values
+from tests.test_cli import complete as completed
 from tests.test_matrix import check_black, check_ruff, examine, write_cover
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "example" / "lab_templates"
@@ -33,6 +36,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "entry_points.txt").write_text("[scaffold.plugins]\nlab = lab_templates\n")
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+def with_package(env: dict[str, str], package: Path) -> dict[str, str]:
+    return env | {"PYTHONPATH": f"{env.get('PYTHONPATH', '')}:{package}".lstrip(":")}
 
 
 def line_alone() -> Catalog:
@@ -68,6 +75,56 @@ def test_without_the_plugin_it_is_unknown() -> None:
     catalog = load_catalog()
     assert "line" not in catalog.tasks
     assert "csv-file" not in catalog.loggers
+
+
+@pytest.mark.parametrize(
+    "value", ["gone", "gone.inside", "raising.inside", ".relative", "plain", "lab_templates:attribute"]
+)
+def test_a_plugin_that_is_not_there(
+    package: Path, run: Run, env: dict[str, str], tmp_path: Path, value: str
+) -> None:
+    (package / "raising").mkdir()
+    (package / "raising" / "__init__.py").write_text("1 / 0")
+    (package / "plain.py").touch()
+    (package / "lab-1.0.dist-info" / "entry_points.txt").write_text(f"[scaffold.plugins]\nlab = {value}\n")
+    line = f"the plug-in lab = {value!r} of the package lab cannot be found: reinstall or remove it"
+    with pytest.raises(RequestError) as error:
+        load_catalog()
+    assert str(error.value) == line
+    if value == "raising.inside":
+        done = run("doctor", env=with_package(env, package))
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"scaffold: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("model", "", None, "it is missing"),
+        ("model", "class Line", "#: if\nclass Line", "TemplateSyntaxError: Expected an expression"),
+        ("train", "#: if robust", "#: if robst", "UndefinedError: 'robst' is undefined"),
+        ("train", "epochs=20", "epoch=20", "TypeError: macro 'common' takes no keyword argument 'epoch'"),
+        ("train", "y = (tensor", "y = tensor)", "SyntaxError: unmatched ')'"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered(
+    package: Path, run: Run, env: dict[str, str], place: Path, file: str, old: str, new: str, reason: str
+) -> None:
+    folder = package / "lab_templates" / "tasks" / "line"
+    template = folder / f"{file}.py.jinja"
+    text = template.read_text()
+    template.write_text(text.replace(old, new)) if new else template.unlink()
+    done = run("new", "demo", "--task", "line", "--yes", env=with_package(env, package))
+    line = f"scaffold: tasks/line/{file}.py.jinja cannot be rendered ({reason}"
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(line)
+    assert done.stderr.endswith(f"): see `scaffold check {folder}`\n") and done.stderr.count("\n") == 1
+    assert list(place.iterdir()) == []
+
+
+def test_completion_beside_a_manifest_that_is_not_sound(package: Path, run: Run, env: dict[str, str]) -> None:
+    settings = with_package(env, package)
+    assert completed(run, settings, "bash", "new", "--task", "li") == ["line"]
+    (package / "lab_templates" / "tasks" / "line" / "task.toml").write_text("help = ")
+    assert completed(run, settings, "bash", "new", "--task", "li") == []
 
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.complete)])

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from scaffold.axes import BY_KEY
+from scaffold.catalog import load_catalog
 from scaffold.errors import RequestError
+from scaffold.rules import RULES, complete
 from scaffold.scaling import (
     BACKENDS,
     BY_NAME,
@@ -21,6 +24,7 @@ from scaffold.scaling import (
     advice,
     lines,
     memory,
+    offered,
     read_run,
     report,
     rows,
@@ -119,7 +123,7 @@ def test_bytes_of_one_process(optimizer: str, make: Any) -> None:
 
 def test_one_device_of_each_backend_is_the_whole() -> None:
     run = Run(1000, "fp32", devices=1)
-    assert {memory(run, backend).states for backend in BACKENDS if not backend.is_zero} == {16_000.0}
+    assert {memory(run, backend).states for backend in BACKENDS if not backend.has("deepspeed")} == {16_000.0}
     assert {traffic(run, backend).total for backend in BACKENDS} == {0.0}
 
 
@@ -143,6 +147,26 @@ def test_advice(size: float, devices: int, expected: str | None) -> None:
     assert row is None or row.fits
 
 
+@pytest.mark.parametrize("precision", BY_KEY["precision"].values)
+def test_what_is_offered_is_what_can_be_written(precision: str) -> None:
+    for backend in BACKENDS:
+        given = {key: (value,) if BY_KEY[key].many else value for key, value in backend.answers.items()}
+        try:
+            complete({"hardware": "gpu", "precision": precision, **given}, load_catalog())
+            possible = not backend.has("none")  # of several devices
+        except RequestError:
+            possible = False
+        assert (backend in offered(Run(1000, precision, devices=16, per_node=8))) == possible, backend.name
+
+
+def test_the_rules_say_what_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(1000, "fp16", devices=16, per_node=8)
+    assert not any(backend.has("deepspeed") for backend in offered(run))
+    rules = tuple(rule for rule in RULES if rule.id != "fp16-deepspeed")
+    monkeypatch.setattr("scaffold.scaling.RULES", rules)
+    assert [backend for backend in BACKENDS if not backend.has("none")] == [*offered(run)]
+
+
 def test_more_memory_never_makes_it_worse() -> None:
     order = [backend.name for backend in BACKENDS]
     run = Run(7_000_000_000, devices=16, per_node=8, blocks=32)
@@ -154,9 +178,11 @@ def test_more_memory_never_makes_it_worse() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"parameters": "-1"}, "--parameters '-1' is not a number above 0, such as 8 or 7e9 or 1.3B"),
-        ({"parameters": "many"}, "--parameters 'many' is not a number"),
-        ({"parameters": "1e99"}, "--parameters '1e99' is not a number"),
+        ({"parameters": "-1"}, "--parameters '-1' is not a whole number above 0, such as 8 or 7e9 or 1.3B"),
+        ({"parameters": "many"}, "--parameters 'many' is not a whole number"),
+        ({"parameters": "1e99"}, "--parameters '1e99' is not a whole number"),
+        ({"parameters": "0.4"}, "--parameters '0.4' is not a whole number above 0, such as 8 or 7e9 or 1.3B"),
+        ({"parameters": "1.0005K"}, "--parameters '1.0005K' is not a whole number"),
         ({"device-memory": "0"}, "--device-memory '0' is not a number"),
         ({"devices": "2.5"}, "--devices '2.5' is not a whole number"),
         ({"devices": "9"}, "--devices 9 are not machines of 8: choose a multiple of --per-node"),
@@ -167,6 +193,11 @@ def test_more_memory_never_makes_it_worse() -> None:
 def test_wrong_words(change: dict[str, str], line: str) -> None:
     with pytest.raises(RequestError, match=re.escape(line)):
         read_run(GIVEN | {"parameters": "7B", "device-memory": "80"} | change)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("16.4B", 16_400_000_000), ("1e15", 10**15)])
+def test_whole_numbers(text: str, number: int) -> None:
+    assert read_run(GIVEN | {"parameters": text, "device-memory": "0.5"})[0].parameters == number
 
 
 def test_command(run: Command) -> None:
