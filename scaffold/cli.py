@@ -374,6 +374,7 @@ def plan(
     devices: Annotated[str, typer.Option(help="in all", metavar="N")] = "8",
     per_node: Annotated[str, typer.Option(help="devices of a machine", metavar="N")] = "8",
     blocks: Annotated[str, typer.Option(help="of equal size that the model has", metavar="N")] = "32",
+    grad_accum: Annotated[str, typer.Option(help="passes of an optimizer step", metavar="N")] = "1",
     as_json: JsonOption = False,
 ) -> None:
     """Does a model fit, and which way to distribute it does it need?"""
@@ -389,6 +390,7 @@ def plan(
                 "devices": devices,
                 "per-node": per_node,
                 "blocks": blocks,
+                "grad-accum": grad_accum,
             }
         )
     typer.echo(json.dumps(report(run, memory), indent=2) if as_json else "\n".join(lines(run, memory)))

@@ -89,15 +89,16 @@ class Memory:
     master: float  # DeepSpeed's own 32-bit copy of the parameters
     optimizer: float
     passing: float  # most that is there at a time of gathered blocks, of buckets, of copies in 16 bits
-    host: float = 0.0  # in the memory of the machine, for each device
+    start: float  # parameters before the first step, which DeepSpeed splits on the device
+    host: float  # most in the memory of the machine, for each device: each process builds the whole model
 
     @property
     def states(self) -> float:
         return self.parameters + self.gradients + self.master + self.optimizer
 
     @property
-    def total(self) -> float:
-        return self.states + self.passing
+    def most(self) -> float:
+        return max(self.states + self.passing, self.start)
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,17 @@ def memory(run: Run, backend: Backend, kept_by_zero: int = FULL) -> Memory:
     """
     number, group = run.parameters, run.group(backend)
     part = {key: number / group if key in backend.sharded else float(number) for key in PARTS}
-    kept = part["optimizer"] * FULL * OPTIMIZERS[run.optimizer]
+    kept, built = part["optimizer"] * FULL * OPTIMIZERS[run.optimizer], float(number) * FULL
     if backend.has("deepspeed"):
         whole, gradients = part["parameters"] * kept_by_zero, part["gradients"] * kept_by_zero
         master = part["optimizer"] * FULL
         copies = number * run.width if run.width < kept_by_zero else 0.0
         block = 2 * number / run.blocks * run.width if "parameters" in backend.sharded else copies
         if not backend.has("offload"):
-            return Memory(whole, gradients, master, kept, block)
-        return Memory(whole, 0.0, 0.0, 0.0, block, gradients + master + kept)
-    return Memory(part["parameters"] * FULL, part["gradients"] * FULL, 0.0, kept, passing(run, backend))
+            return Memory(whole, gradients, master, kept, block, built, built)
+        return Memory(whole, 0.0, 0.0, 0.0, block, built, max(built, gradients + master + kept))
+    whole, gradients = part["parameters"] * FULL, part["gradients"] * FULL
+    return Memory(whole, gradients, 0.0, kept, passing(run, backend), whole, built)
 
 
 def passing(run: Run, backend: Backend) -> float:
@@ -219,7 +221,7 @@ def rows(run: Run, device_memory: float) -> list[Row]:
     for backend in BACKENDS:
         if backend in shown:
             needs = memory(run, backend)
-            found.append(Row(backend, needs, traffic(run, backend), device_memory - needs.total))
+            found.append(Row(backend, needs, traffic(run, backend), device_memory - needs.most))
     return found
 
 
@@ -230,15 +232,24 @@ def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
         if row.backend not in choices or not row.spares(device_memory):
             continue
         name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
+        host = f"the host has to hold {show(row.memory.host)} per device"
         if row.backend.has("offload"):
-            host = f"the host has to hold {show(row.memory.host)} per device"
             return row, f"{name}: nothing else leaves a fifth, and {host}"
         if not row.backend.sharded:
             return row, f"{name}: every device holds all of it, and {left}"
         if row.backend.has("hybrid-shard"):
             return row, f"{name}: a machine holds all of it, only gradients go between machines, and {left}"
-        return row, f"{name}: one device does not hold all of it, a part of it does, and {left}"
-    return None, "nothing fits: take more devices or a smaller model"
+        return (
+            row,
+            f"{name}: with all of it no device keeps a fifth free, with a part {left}; at first {host}",
+        )
+    tight = [row.backend.name for row in rows(run, device_memory) if row.fits and row.backend in choices]
+    rest = (
+        f"nothing leaves a fifth of a device for activations; {tight[0]} is tight"
+        if tight
+        else "nothing fits"
+    )
+    return None, f"{rest}: take more devices or a smaller model"
 
 
 def show(size: float) -> str:
@@ -260,9 +271,8 @@ def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
     """What the command line names: a run, and the memory of a device."""
     parameters = int(as_number(given["parameters"], "--parameters", True))
     device_memory = as_number(given["device-memory"], "--device-memory")
-    whole = {
-        key: int(as_number(given[key], f"--{key}", True, 1e6)) for key in ("devices", "per-node", "blocks")
-    }
+    counts = ("devices", "per-node", "blocks", "grad-accum")
+    whole = {key: int(as_number(given[key], f"--{key}", True, 1e6)) for key in counts}
     for key, known in (("precision", WIDTHS), ("optimizer", OPTIMIZERS)):
         if given[key] not in known:
             raise RequestError(f"--{key} {given[key]!r} is not known: choose from {', '.join(known)}")
@@ -278,15 +288,18 @@ def read_run(given: Mapping[str, str]) -> tuple[Run, float]:
         devices,
         per_node,
         whole["blocks"],
+        accumulation=whole["grad-accum"],
     )
     return run, device_memory * GIB
 
 
 def lines(run: Run, device_memory: float) -> Iterator[str]:
     """The table of `scaffold plan`, and its advice."""
-    yield f"{'':<20}{'states':>10}{'passing':>10}{'left':>10}{'sent':>10}{'between':>10}  GiB per device"
+    heads = ("states", "passing", "start", "left", "sent", "between")
+    yield f"{'':<20}{''.join(f'{head:>10}' for head in heads)}  GiB per device"
     for row in rows(run, device_memory):
-        numbers = (row.memory.states, row.memory.passing, row.left, row.traffic.total, row.traffic.between)
+        needs, sent = row.memory, row.traffic
+        numbers = (needs.states, needs.passing, needs.start, row.left, sent.total, sent.between)
         text = "".join(f"{value / GIB:>10.1f}" for value in numbers)
         verdict = "does not fit" if not row.fits else "fits" if row.spares(device_memory) else "is tight"
         yield f"{row.backend.name:<20}{text}  {verdict}"
@@ -295,12 +308,20 @@ def lines(run: Run, device_memory: float) -> Iterator[str]:
     yield why
     if best:
         yield f"scaffold new {choice(run, best)}"
-        if best.backend.has("deepspeed"):
-            yield f"and its train.py with --zero-stage {best.backend.stage}"
+        if words := train_options(run, best):
+            yield f"and its train.py with {words}"
 
 
 def choice(run: Run, row: Row) -> str:
-    return " ".join(f"--{key} {value}" for key, (value,) in chosen(run, row.backend).items())
+    """The words of `scaffold new` that choose it."""
+    words = [f"--{key} {value}" for key, (value,) in chosen(run, row.backend).items()]
+    return " ".join([*words, *(["--with grad-accum"] if run.accumulation > 1 else [])])
+
+
+def train_options(run: Run, row: Row) -> str:
+    """And what its train.py has to be told."""
+    stage = [f"--zero-stage {row.backend.stage}"] if row.backend.has("deepspeed") else []
+    return " ".join([*stage, *([f"--grad-accum {run.accumulation}"] if run.accumulation > 1 else [])])
 
 
 def report(run: Run, device_memory: float) -> dict[str, Any]:
@@ -315,6 +336,7 @@ def report(run: Run, device_memory: float) -> dict[str, Any]:
             "optimizer": row.memory.optimizer,
             "states": row.memory.states,
             "passing": row.memory.passing,
+            "start": row.memory.start,
             "host": row.memory.host,
             "left": row.left,
             "fits": row.fits,
@@ -323,5 +345,7 @@ def report(run: Run, device_memory: float) -> dict[str, Any]:
         }
         for row in rows(run, device_memory)
     ]
-    new = {"backend": best.backend.name, "new": choice(run, best)} if best else None
+    new = None
+    if best:
+        new = {"backend": best.backend.name, "new": choice(run, best), "train": train_options(run, best)}
     return {"backends": table, "advice": why, "choice": new}

@@ -194,6 +194,29 @@ def test_a_gradient_that_is_not_finite_ends_every_process(
         assert result.message == "step 3: the gradients are not finite; a lower --lr may help"
 
 
+MOVES = """
+import torch
+to = torch.nn.Module.to
+
+def noting(module, *given, **named):
+    with open(f"moved{os.environ['RANK']}", "a") as file:
+        print(sum(parameter.numel() for parameter in module.parameters()), file=file)
+    return to(module, *given, **named)
+
+torch.nn.Module.to = noting
+"""
+
+
+def test_the_whole_model_is_moved_before_it_is_split(server: projects.Server, tmp_path: Path) -> None:
+    """As docs/scaling.md says of the start: also where every process keeps a part alone."""
+    project = small_parts(render(tmp_path / "demo", **engine_of()))
+    words = [*TABLE, "--zero-stage", 3, "--max-steps", 1, "--output-dir", tmp_path / "out"]
+    run(server, project, *words, first="import os\n" + MOVES)
+    state = torch.load(tmp_path / "out" / "checkpoints" / "best.pt", weights_only=True)["model"]
+    whole = sum(value.numel() for value in state.values())
+    assert [(project / f"moved{rank}").read_text().split()[0] for rank in (0, 1)] == [str(whole)] * 2
+
+
 # checkpoints
 
 

@@ -36,7 +36,12 @@ from tests.guarantees.harness import NOTES
 from tests.projects import edit, render, small_options, torchrun, train_ranks
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
-GIVEN = {"precision": "bf16", "optimizer": "adamw", "devices": "8", "per-node": "8", "blocks": "32"}
+GIVEN = {"precision": "bf16", "optimizer": "adamw"} | {
+    "devices": "8",
+    "per-node": "8",
+    "blocks": "32",
+    "grad-accum": "1",
+}
 SIZES = {"125M": 125_000_000, "1.3B": 1_300_000_000, "7B": 7_000_000_000, "70B": 70_000_000_000}
 
 
@@ -135,7 +140,8 @@ def test_one_device_of_each_backend_is_the_whole() -> None:
         (7e9, 8, "fsdp"),
         (7e9, 16, "fsdp hybrid"),
         (7e10, 64, "fsdp"),
-        (7e10, 8, "deepspeed 3 offload"),
+        (15e9, 1, "deepspeed 3 offload"),
+        (7e10, 8, None),  # DeepSpeed puts all of it on a device before it splits it
         (1e13, 8, None),
     ],
 )
@@ -145,6 +151,20 @@ def test_advice(size: float, devices: int, expected: str | None) -> None:
     assert (row and row.backend.name) == expected
     assert why.startswith(expected or "nothing fits")
     assert row is None or row.fits
+
+
+def test_advice_agrees_with_its_table() -> None:
+    """What fits is not said to fit nowhere, and what grad-accum costs FSDP is in it."""
+    _, why = advice(Run(4_000_000_000, "fp16"), 80 * GIB)
+    assert why.startswith("nothing leaves a fifth of a device for activations; none is tight: ")
+    _, why = advice(Run(1_000_000_000, devices=8, per_node=8, blocks=32), 24 * GIB)
+    assert why.startswith("fsdp: with all of it no device keeps a fifth free, with a part 21.8 GiB are left")
+    passes = [Run(7_000_000_000, devices=16, per_node=8, blocks=32, accumulation=n) for n in (1, 2)]
+    once, twice = (memory(run, BY_NAME["fsdp"]) for run in passes)
+    assert twice.most - once.most == 7_000_000_000 * 4
+    found = report(passes[1], 80 * GIB)["choice"]
+    assert found["new"].endswith("--with grad-accum") and found["train"] == "--grad-accum 2"
+    assert report(Run(15_000_000_000), 80 * GIB)["choice"]["train"] == "--zero-stage 3"
 
 
 @pytest.mark.parametrize("precision", BY_KEY["precision"].values)
@@ -170,7 +190,7 @@ def test_the_rules_say_what_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_memory_never_makes_it_worse() -> None:
     order = [backend.name for backend in BACKENDS]
     run = Run(7_000_000_000, devices=16, per_node=8, blocks=32)
-    chosen = [advice(run, size * GIB)[0] for size in (10, 20, 40, 80, 160, 320)]
+    chosen = [advice(run, size * GIB)[0] for size in (10, 12, 20, 40, 80, 160, 320)]
     places = [order.index(row.backend.name) for row in chosen if row]
     assert places == sorted(places, reverse=True) and len(set(places)) > 2
 
