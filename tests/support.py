@@ -71,7 +71,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield ""
     yield "Made from test results by `python -m tests.support`; nothing here claims more than was run."
     yield "*trained-CPU*: generated, trained for some steps, stopped, resumed, and its record checked, on"
-    yield "processors: `gpu` projects with `--device cpu`; DDP, FSDP and DeepSpeed, at ZeRO's stage 2, with two"
+    yield "processors: `gpu` projects with `--device cpu`; DDP, FSDP and DeepSpeed, at stage 2, with two"
     yield "processes over gloo."
     if devices:
         yield "*trained-GPU*: the same on the GPU, where DDP and FSDP are one process over NCCL; run on"
@@ -97,7 +97,7 @@ def page_lines(results: list[dict[str, Any]], catalog: Catalog) -> Iterator[str]
     yield "all others, in which every two choices that can be made together occur together: a task's sources"
     yield f"of data, features and, but for TPUs, the loggers {' and '.join(loggers)} too. They have few"
     yield "examples, small pictures and, where its size is an option, a small model. The other loggers are"
-    yield "run with their clients in tests/loggers; what only adds files is checked in tests/test_launchers.py."
+    yield "run with their clients in tests/loggers; what only adds files is in tests/test_launchers.py."
     yield ""
     yield "| task | data | hardware | precision | distributed | loggers | features |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
