@@ -268,6 +268,37 @@ def test_a_run_that_is_killed_goes_on(name: str, served: bool, serve: Serve, tmp
     check_scalars(client, out)
 
 
+@pytest.mark.parametrize(("name", "served"), KINDS)
+def test_another_run_in_the_folder_of_one_that_died(
+    name: str, served: bool, serve: Serve, tmp_path: Path
+) -> None:
+    """Before its first checkpoint, so that nothing stands in the way: the tracker has another run, too."""
+    client, out = client_of(name, served, serve), tmp_path / "out"
+    project = render(tmp_path / "demo", task="tabular", logger=(name,))
+    options = [*SHORT, "--checkpoint-every", 100, "--output-dir", out]
+    client.start(project, *options, first=hold_before(7, tmp_path))
+    until_stored(client, out)
+    trainer(client.python).kill()
+    trainer(client.python).wait()
+    assert not checkpoints(out)
+    assert "Warning" not in client.train(project, *options, "--lr", 1e-4).err
+    check_all(client, out)
+
+
+@pytest.mark.parametrize(("name", "served"), KINDS)
+def test_a_run_that_fails(name: str, served: bool, serve: Serve, tmp_path: Path) -> None:
+    """The tracker has all rows up to the one that was not finite."""
+    client, out = client_of(name, served, serve), tmp_path / "out"
+    project = render(tmp_path / "demo", task="tabular", logger=(name,))
+    broken = 'check_finite(metrics | ({"train/loss": math.nan} if step == 9 else {}), step)'
+    edit(project / "train.py", "check_finite(metrics, step)", broken)
+    client.start(project, *SHORT, "--output-dir", out)
+    [result] = trainer(client.python).wait(60)
+    assert result.code == 1 and "Warning" not in result.err and "step 9: train/loss is nan" in result.err
+    assert metrics(out)[-1]["step"] == 8
+    check_all(client, out)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run without a logger."""
@@ -305,6 +336,26 @@ def test_a_server_that_goes_down(name: str, serve: Serve, plain: Path, tmp_path:
     [result] = trainer(client.python).wait(30)
     assert result.code == 0, result.err
     check_unharmed(result, plain, tmp_path / "out", name)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_server_that_goes_down_before_a_picture(name: str, serve: Serve, tmp_path: Path) -> None:
+    """What uploads files does so in threads of its own, which must not keep the run from its end."""
+    client, tracker = serve(name)
+    tracker.begin()
+    project, out = impatient(render(tmp_path / "demo", task="segmentation", logger=(name,))), tmp_path / "out"
+    options = [*SHORT, *small_options("segmentation"), "--log-every", 1000, "--output-dir", out]
+    # 32 examples: the batches 1 to 4 are followed by four of the evaluation; the 19th is that of step 11
+    client.start(project, *options, first=few_examples(32) + hold_before(18, tmp_path))
+    until_stored(client, out)
+    until(lambda: metrics(out)[-1]["step"] == 9)
+    until_stored(client, out)
+    tracker.end()
+    (tmp_path / "hold").unlink()
+    [result] = trainer(client.python).wait(30)
+    assert result.code == 0, result.err
+    assert metrics(out)[-1]["step"] == 12 and (out / "pictures" / "00000012.png").exists()
+    assert result.err.count("Warning: log_to_") == 1, result.err
 
 
 @pytest.mark.parametrize("name", SERVED)

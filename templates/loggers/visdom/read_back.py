@@ -12,7 +12,7 @@ NEEDS_SERVER = True
 
 
 def windows(output_dir: Path) -> dict[str, Any]:
-    port, env = int(os.environ["VISDOM_PORT"]), f"demo_{output_dir.name}"
+    port, env = int(os.environ["VISDOM_PORT"]), (output_dir / "visdom-env").read_text()
     vis = visdom.Visdom(port=port, env=env, raise_exceptions=True, use_incoming_socket=False)
     return json.loads(vis.get_window_data())
 
