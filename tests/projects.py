@@ -153,7 +153,9 @@ class Server:
         while b"\n" not in self.received:
             if not select.select([self.process.stdout], [], [], timeout)[0]:
                 raise TimeoutError(f"no answer within {timeout} s")
-            self.received += os.read(self.process.stdout.fileno(), 1 << 16)
+            if not (more := os.read(self.process.stdout.fileno(), 1 << 16)):
+                raise EOFError("the process that runs the jobs has ended")
+            self.received += more
         line, _, self.received = self.received.partition(b"\n")
         return line.decode()
 
