@@ -348,7 +348,7 @@ def check(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Look at task, logger and feature folders of your own, over all the projects that they can become."""
+    """Look at task, logger and feature folders of your own, over many of the projects they can become."""
     with one_line():
         from dataclasses import asdict
 

@@ -86,7 +86,7 @@ class Examined:
 
 
 def offered_thinned(catalog: Catalog) -> Iterator[Answers]:
-    """Of what the rules let pass, what tests/matrix.py has of ours."""
+    """Of what the rules let pass, as much as `matrix.THIN` says."""
     return combinations(catalog, lambda answers: broken(by_axis(answers), catalog) is None, THIN)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from scaffold.axes import AXES
 from scaffold.catalog import Catalog, load_catalog
+from scaffold.cli import app
+from scaffold.matrix import THIN
 from scaffold.report import choices, exclusion_text
 from tests import backends
+from tests.test_check import DAMAGES, EXAMPLE, change
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,6 +102,49 @@ def test_quick_start_is_two_one_line_commands() -> None:
     commands = blocks(section)
     assert len(commands) == 2
     assert all(len(command.splitlines()) == 1 for command in commands)
+
+
+def said(command: str) -> str:
+    """What stands in a page of a command and its output."""
+    return f"$ {command}\n" + CliRunner().invoke(app, shlex.split(command)[1:]).stdout
+
+
+def with_output(text: str) -> str:
+    """A page whose consoles hold what their commands say now."""
+    console = re.compile(r"(?<=^```console\n)\$ (scaffold .*)\n(?:.*\n)*?(?=```$)", re.MULTILINE)
+    return console.sub(lambda found: said(found[1]), text)
+
+
+@pytest.mark.parametrize(("page", "consoles"), [("README.md", 2), ("docs/extending.md", 1)])
+def test_output_of_commands(
+    page: str, consoles: int, accept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scaffold.machine.quick_hardware", lambda: "cpu")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLE, "lab_templates")
+    for name in ("only-with", "undefined-name"):
+        change(Path("lab_templates"), *DAMAGES[name][:3])
+    text = (ROOT / page).read_text(encoding="utf-8")
+    made = with_output(text)
+    if accept:
+        (ROOT / page).write_text(made, encoding="utf-8")
+        text = made
+    assert text.count("```console\n$ scaffold ") == consoles
+    assert text == made
+
+
+def test_length_of_the_loop_in_the_readme(accept: bool) -> None:
+    number = (ROOT / "golden/image-classification/base/train.py").read_text(encoding="utf-8").count("\n")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if accept:
+        text = re.sub(r"(?<=`train\.py` is )\d+(?= lines long)", str(number), text)
+        (ROOT / "README.md").write_text(text, encoding="utf-8")
+    assert f"`train.py` is {number} lines long" in text
+
+
+def test_how_many_combinations_are_looked_at() -> None:
+    assert "one in seven" in (DOCS / "extending.md").read_text(encoding="utf-8")
+    assert (THIN.sample, THIN.other, THIN.turns) == (2, 1, 7)
 
 
 def test_loop_in_the_readme_is_the_generated_one() -> None:
