@@ -210,18 +210,33 @@ def said_in(source: str) -> Said:
 
 
 SPEAKS = re.compile(r"\bargs\b|add_argument|import")
-STATEMENT = re.compile(r"\n(?=    (?!elif\b|else\b|except\b|finally\b)[^\s#)\]}])")
+HEAD = re.compile(r":(\s*#.*)*$")
+IMPORT = re.compile(r"\n(?=import |from )")
+
+
+@cache
+def statement_at(column: int) -> re.Pattern[str]:
+    return re.compile(rf"\n(?= {{{column}}}(?!elif\b|else\b|except\b|finally\b)[^\s#)\]}}])")
+
+
+def said_in_block(source: str, column: int) -> list[Said]:
+    """A statement at a time, as they stand inside one another: projects share most of them."""
+    head, *body = statement_at(column).split(source)
+    margin = "if True:\n" if source.startswith(" ") else ""
+    if body and HEAD.search(head):
+        try:
+            found = [said_in(f"{margin}{head}\n{' ' * column}...")]
+            return found + [part for statement in body for part in said_in_block(statement, column + 4)]
+        except SyntaxError:  # it has an else, or its head several lines
+            pass
+    return [said_in(margin + source)]
 
 
 def said_in_piece(piece: str) -> list[Said]:
-    """A statement of a function at a time: projects share most of them."""
-    head, *body = STATEMENT.split(piece)
-    if body and head.endswith(":"):
-        try:
-            return [said_in(f"{head} ..."), *(said_in(f"if True:\n{statement}") for statement in body)]
-        except SyntaxError:  # it was no function, or its head has several lines
-            pass
-    return [said_in(piece)]
+    try:
+        return [part for block in IMPORT.split(piece) for part in said_in_block(block, 4)]
+    except SyntaxError:  # it was a text's line that began like that
+        return [said_in(piece)]
 
 
 @lru_cache(maxsize=16384)
