@@ -52,9 +52,10 @@ def test_a_wrong_oracle_is_noticed(catalog: Catalog) -> None:
 def test_the_oracle_reads_what_sources_go_with(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A source of somebody's, for one feature alone: oracle and rules agree, and both let something pass."""
+    """Sources of somebody's, with one feature alone and without it: oracle and rules agree."""
     folder = Path(shutil.copytree(templates_folder() / "tasks" / "tabular", tmp_path / "tasks" / "tabular"))
-    source = '[data.prices]\nhelp = "x"\nonly_with = ["regression", "ema"]\nnot_with = ["grad-clip"]\n'
+    source = '[data.prices]\nhelp = "x"\nonly_with = ["regression"]\n'
+    source += '[data.costs]\nhelp = "x"\nnot_with = ["regression"]\n'
     with (folder / "task.toml").open("a", encoding="utf-8") as file:
         file.write(source)
     (tmp_path / "features").symlink_to(templates_folder() / "features")
@@ -64,7 +65,8 @@ def test_the_oracle_reads_what_sources_go_with(
     monkeypatch.setattr("tests.matrix.templates_folder", lambda: tmp_path)
     try:
         assert disagreements(changed, oracle) == []
-        assert {oracle(answers) for answers in product(changed) if answers.data == "prices"} == {True, False}
+        for data in ("prices", "costs"):
+            assert {oracle(answers) for answers in product(changed) if answers.data == data} == {True, False}
     finally:
         manifest.cache_clear()
 
