@@ -41,6 +41,8 @@ class Source:
     only_with: tuple[str, ...] = ()
     not_with: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)  # that come with it alone, and what each is
+    words: str = ""  # a pattern of what no project without it may say
+    modules: dict[str, str] = field(default_factory=dict)  # package -> the module that needs it
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Task:
     sources: dict[str, Source]
     features: dict[str, str]
     requires: tuple[str, ...] = ()
+    modules: dict[str, str] = field(default_factory=dict)  # package -> the module that needs it
     files: dict[str, str] = field(default_factory=dict)  # beside train.py, model.py and data.py: what each is
     build: dict[str, Any] = field(default_factory=dict)  # options that build_datasets takes; a test's values
     small: dict[str, Any] = field(default_factory=dict)  # options that make a run short enough for a test
@@ -151,6 +154,15 @@ class Catalog:
         return found if task else found | EVERY_TASKS_DATA
 
     @cached_property
+    def modules(self) -> dict[str, str]:
+        """Packages that projects require and do not import, and the module that needs each."""
+        sources = [source for task in self.tasks.values() for source in task.sources.values()]
+        found = [task.modules for task in self.tasks.values()]
+        found += [source.modules for source in sources]
+        found += [logger.modules for logger in self.loggers.values()]
+        return {package: module for modules in found for package, module in modules.items()}
+
+    @cached_property
     def lists(self) -> dict[str, str]:
         """`scaffold list` names -> axis keys."""
         return {axis.plural: axis.key for axis in AXES}
@@ -173,6 +185,8 @@ def read_source(row: dict[str, Any]) -> Source:
         target=row.get("target", False),
         first=row.get("first", ""),
         files=row.get("files", {}),
+        words=row.get("words", ""),
+        modules=row.get("modules", {}),
         **lists,
     )
 
@@ -202,6 +216,7 @@ def read_task(folder: Path) -> Task:
         sources={name: read_source(row) for name, row in manifest["data"].items()},
         features=manifest.get("features", {}),
         requires=tuple(manifest.get("requires", ())),
+        modules=manifest.get("modules", {}),
         files=manifest.get("files", {}),
         build=manifest.get("build", {}),
         small=manifest.get("small", {}),

@@ -39,7 +39,6 @@ from scaffold.examine import (
     undefined_problem,
     wrong_call,
 )
-from scaffold.lint import Vocabulary
 from scaffold.manifest import FACTS, Problem, read_manifest
 from scaffold.plan import FILES, SHARED, make_plan
 from scaffold.render import environment
@@ -140,7 +139,7 @@ def report(place: Place, item: Item | None, problems: list[Problem], catalog: Ca
         few, projects = projects_of_additive(item, catalog, thin)
     else:
         few, projects = projects_of_logger(item, catalog, thin)
-    seen = examine(place, few, Vocabulary(few), projects)
+    seen = examine(place, few, projects)
     for problem, (count, example) in seen.problems.items():
         findings[problem] = Finding(problem.where, problem.what, problem.instead, count, example)
     if not seen.combinations:

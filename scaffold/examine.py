@@ -34,10 +34,9 @@ from scaffold.lint import (
     MOST_OPTIONS,
     Vocabulary,
     absent_from_modules,
-    imports,
-    options,
     required_names,
     residue,
+    said,
     undefined_names,
     unused_imports,
 )
@@ -45,7 +44,7 @@ from scaffold.manifest import Problem
 from scaffold.matrix import THIN, RememberingRenderer, combinations
 from scaffold.names import names_of
 from scaffold.plan import Plan, make_plan
-from scaffold.render import GONE_LINE, WIDTH, finish
+from scaffold.render import GONE_LINE, WIDTH, Tree, finish, settled
 from scaffold.rules import broken
 
 Thin = Callable[[Catalog], Iterable[Answers]]
@@ -72,6 +71,15 @@ class Rendered:
 
     text: str | None
     problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project: the files that could be rendered, of how many, and all that is wrong, each once."""
+
+    tree: Tree
+    files: int
+    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
@@ -117,12 +125,26 @@ class Examiner(RememberingRenderer):
 
     def __init__(self, catalog: Catalog, place: Place) -> None:
         super().__init__(catalog)
+        self.catalog = catalog
         self.place = place
+        self.vocabulary = Vocabulary(catalog)
+        self.of_packages = cache(self.find_of_packages)
         kind, name = place.name.split("/")
         mounted = PrefixLoader({kind: PrefixLoader({name: FileSystemLoader(place.folder)})})
         self.loader = NotingLoader([mounted, FileSystemLoader(catalog.roots)])
         self.env.loader = self.loader
         self.origins = origins(place)
+
+    def project(self, answers: Answers) -> Project:
+        plan = make_plan(answers, self.catalog)
+        own = frozenset(Path(path).stem for path in plan.files)
+        files = {path: self.rendered(path, plan, own) for path in plan.files}
+        tree = {path: file.text for path, file in files.items() if file.text is not None}
+        problems = [problem for file in files.values() for problem in file.problems]
+        if "train.py" in tree:
+            problems += self.of_options(self.catalog.tasks[answers.task], tree["train.py"])
+        problems += self.of_project(answers, plan, tree)
+        return Project(tree, len(files), tuple(dict.fromkeys(problems)))
 
     def rendered(self, path: str, plan: Plan, own: frozenset[str]) -> Rendered:
         template = plan.files[path]
@@ -133,9 +155,10 @@ class Examiner(RememberingRenderer):
             text = self.env.get_template(template).render(facts)
         except Exception as error:  # templates are code: they raise what they like
             return Rendered(None, (self.failure(error, template),))
-        text = GONE_LINE.sub("", text)
         if not path.endswith(".py"):
+            text = settled(text)
             return Rendered(text, tuple(self.of_text(path, template, text)))
+        text = GONE_LINE.sub("", text)
         try:
             text = finish(text, own)
             names_of(text)
@@ -214,7 +237,7 @@ class Examiner(RememberingRenderer):
     def of_options(self, task: Task, text: str) -> Iterator[Problem]:
         """What train.py defines against what it reads, and against the manifest."""
         where = f"tasks/{task.name}/train.py.jinja"
-        defined, used = options(text)
+        defined, used = said(text).defined, said(text).used
         sizes = {name.replace("-", "_") for name in task.small}
         for name in sorted(defined - used):
             flag = name.replace("_", "-")
@@ -237,33 +260,58 @@ class Examiner(RememberingRenderer):
             what = f"train.py has more than {MOST_OPTIONS} options"
             yield Problem(where, what, "those that are in [small] are counted apart")
 
-    def of_project(
-        self, answers: Answers, plan: Plan, tree: Mapping[str, str], words: Vocabulary
-    ) -> Iterator[Problem]:
+    def of_project(self, answers: Answers, plan: Plan, tree: Mapping[str, str]) -> Iterator[Problem]:
         """What is wrong between the files of a project, or with them beside what was chosen."""
         for path, module, name in absent_from_modules(tree):
             where = plan.files[f"{module}.py"]
             yield Problem(
                 where, f"{module}.py has no {name!r}, which {path} imports", f"define it in {module}.py"
             )
-        for word in sorted(words.absent(tree.values(), answers)):
-            yield self.absent_word(word, plan, tree, words)
+        for word in sorted(self.vocabulary.absent(tree.values(), answers)):
+            yield self.absent_word(word, plan, tree)
         own = {Path(path).stem for path in plan.files} | {"pytest"}
-        imported = frozenset[str]().union(
-            *(imports(text) for path, text in tree.items() if path.endswith(".py"))
-        )
-        for name in sorted(imported - own - provided(tuple(plan.facts["requires"]))):
-            where = f"{self.place.name}/{self.place.name.split('s/')[0]}.toml"
-            advice = "add the package to `requires`"
-            yield Problem(where, f"{name} is imported, and no package of `requires` has it", advice)
+        sources = (text for path, text in tree.items() if path.endswith(".py"))
+        imported = frozenset[str]().union(*(said(source).imported for source in sources)) - own
+        if len(tree) == len(plan.files):  # else what could not be rendered may import more
+            yield from self.of_packages(tuple(plan.facts["requires"]), imported)
 
-    def absent_word(self, word: str, plan: Plan, tree: Mapping[str, str], words: Vocabulary) -> Problem:
+    def find_of_packages(self, requires: tuple[str, ...], imported: frozenset[str]) -> tuple[Problem, ...]:
+        """What is imported and not required, or required and neither imported nor needed by what is."""
+        where = f"{self.place.name}/{self.place.name.split('s/')[0]}.toml"
+        brought = {name: brought_by(name) for name in sorted(required_names(requires))}
+        missing = sorted(imported.difference(*brought.values()))
+        unused = [
+            name
+            for name, modules in brought.items()
+            if imported.isdisjoint({*modules, self.catalog.modules.get(name, name)})
+        ]
+        return (
+            *(
+                Problem(
+                    where,
+                    f"{name} is imported, and no package of `requires` has it",
+                    "add the package to `requires`",
+                )
+                for name in missing
+            ),
+            *(
+                Problem(
+                    where,
+                    f"{name} is required, and nothing imports it",
+                    "leave it out, or name the module that needs it in `modules`",
+                )
+                for name in unused
+            ),
+        )
+
+    def absent_word(self, word: str, plan: Plan, tree: Mapping[str, str]) -> Problem:
         """Where a project speaks of what was not chosen."""
+        words = self.vocabulary
         path = next(path for path, text in tree.items() if word in words.in_text(text))
         lines = tree[path].split("\n")
         number = next(n for n, line in enumerate(lines, 1) if word in words.on_line(line))
         match = words.patterns[word].search(lines[number - 1])
-        choices = words.words[word].replace(" ", " or ")
+        choices = " or ".join(words.words[word])
         what = f"{path} says {match[0] if match else word!r}, a word of {choices}"
         return self.at_line(
             plan.files[path], tree[path], number, f"{what}, where it is not chosen", "put it under `#: if`"
@@ -318,15 +366,13 @@ def normal(name: str) -> str:
 
 
 @cache
-def provided(requires: tuple[str, ...]) -> frozenset[str]:
-    """The modules that packages bring along, as far as this environment and their names tell."""
-    names = required_names(requires)
-    known = {module for name in names for module in modules_by_package().get(normal(name), ())}
-    guesses = {normal(name).replace("-", "_") for name in names} | {IMPORTED_AS.get(n, n) for n in names}
-    return frozenset(known | guesses)
+def brought_by(package: str) -> frozenset[str]:
+    """The modules that a package brings along, as far as this environment and its name tell."""
+    known = modules_by_package().get(normal(package), set())
+    return frozenset({*known, normal(package).replace("-", "_"), IMPORTED_AS.get(package, package)})
 
 
-def examine(place: Place, catalog: Catalog, vocabulary: Vocabulary, projects: Iterable[Answers]) -> Examined:
+def examine(place: Place, catalog: Catalog, projects: Iterable[Answers]) -> Examined:
     """Look at each project; equal problems are counted."""
     examiner = Examiner(catalog, place)
     found: dict[Problem, tuple[int, str]] = {}
@@ -334,17 +380,9 @@ def examine(place: Place, catalog: Catalog, vocabulary: Vocabulary, projects: It
     number = 0
     for answers in projects:
         number += 1
-        plan = make_plan(answers, catalog)
-        own = frozenset(Path(path).stem for path in plan.files)
-        files = {path: examiner.rendered(path, plan, own) for path in plan.files}
-        sizes.add(len(files) + 1)  # .scaffold.toml comes with them
-        problems = dict.fromkeys(problem for file in files.values() for problem in file.problems)
-        tree = {path: file.text for path, file in files.items() if file.text is not None}
-        if "train.py" in tree:
-            task = catalog.tasks[answers.task]
-            problems |= dict.fromkeys(examiner.of_options(task, tree["train.py"]))
-        problems |= dict.fromkeys(examiner.of_project(answers, plan, tree, vocabulary))
-        for problem in problems:
+        project = examiner.project(answers)
+        sizes.add(project.files + 1)  # .scaffold.toml comes with them
+        for problem in project.problems:
             count, example = found.get(problem, (0, as_words(answers)))
             found[problem] = count + 1, example
     names = {place.called(path) for path in place.templates()}

@@ -7,55 +7,137 @@ import builtins
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from scaffold.answers import Answers
 from scaffold.catalog import Catalog
 from scaffold.names import names_of
 
-RESIDUE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}|#: |#:\w|#!(?!/)|\0|jinja|scaffold", re.IGNORECASE)
+# Closing braces and percent signs alone are Python: `{"a": {}}`, `f"{x:.1%}"`.
+RESIDUE = re.compile(r"\{\{|\{%| %\}|\{#| #\}|#: |#:\w|#!(?!/)|\0|jinja|scaffold", re.IGNORECASE)
 BUDGETS = {"train.py": 300, "model.py": 150, "data.py": 150, "checkpoint.py": 190}  # lines
 MOST_OPTIONS = 20  # sizes of a model are counted apart
 
-# Words that speak of a choice, and the choices. A project may hold a word only if one of them was made.
+# Choices, and the words that speak of them: a project may hold them only if one of the choices was made.
+# They are those of our templates, narrow enough that what others write has them for no other reason.
 WORDS = {
-    r"torchrun|\brank\b|ranks|\bdist\.|processes do": "distributed=ddp|fsdp|deepspeed|spmd",
-    r"\bddp\b|ddp_|DistributedDataParallel": "distributed=ddp",
-    r"cuda|(?<!DS_)accelerator\b|\bGPU|pin_memory|nproc-per-node gpu": "hardware=gpu",
-    r"xla\b|xla_|\btpu|\bx[mrs]\.": "hardware=tpu",
-    r"spmd|ShardingSpec|\bspread\(": "distributed=spmd",
-    r"fsdp|fully_shard|\bdcp\b": "distributed=fsdp",
-    r"shard": "distributed=fsdp|deepspeed|spmd data=shards",
-    r"deepspeed|zero[-_]stage|\bengine\b": "distributed=deepspeed",
-    r"offload": "with=offload distributed=fsdp",
-    r"scaler|(?<!b)float16|skipped": "precision=fp16",
-    r"bfloat16": "precision=bf16",
-    r"tf32|matmul_precision": "precision=tf32",
-    r"accum|micro_(?!batch_size_per_gpu)|window": "with=grad-accum",
-    r"clip_grad|clip-grad": "with=grad-clip",
-    r"\bema\b|_ema\b|ema_": "with=ema",
-    r"patience|stale": "with=early-stopping",
-    r"\bcompile": "with=compile hardware=tpu",
-    r"utils\.checkpoint|use_reentrant": "with=activation-checkpointing",
-    r"LOCAL_WORLD_SIZE|mesh_dim|replicate\b": "with=hybrid-shard",
-    r"speed/|\bmfu\b|throughput": "with=throughput",
-    r"\bupload|\bartifact": "with=log-best",
-    r"deterministic|CUBLAS": "with=deterministic",
-    r"async_(save|checkpoint)|Executor|\bpending\b": "with=async-checkpoint",
-    r"\bIDX\b|gzip": "data=mnist|fashion-mnist",
+    "distributed=ddp|fsdp|deepspeed|spmd": (
+        "torchrun",
+        "two processes",
+        '(?<!")world_size',
+        r'\b(LOCAL_)?RANK"',
+        "over_ranks",
+        r"\brank [!=]= 0",
+        r", rank\)\)|\{rank\}|rank: int,",
+        r"\bdist\.(all_|barrier|broadcast|destroy_|get_|init_|new_group|Process)",
+    ),
+    "distributed=ddp": (r"\bddp\b", "ddp_", "DistributedDataParallel"),
+    "hardware=gpu": (r"\bcuda\b", r"torch\.accelerator", r"\bGPUs?\b", "gpus-per", "pin_memory"),
+    "hardware=tpu": (
+        r"\bxla\b",
+        "torch_xla",
+        "xla_",
+        r"\btpu",
+        r"\bxm\.(save|send_)",
+        r"\bxr\.(global|set_|use_)",
+        r"\bxs\.(Sharding|set_|get_)",
+    ),
+    "distributed=spmd": (r"\bspmd\b", "use_spmd", "ShardingSpec", r"\bspread\((batch\b|\[)"),
+    "distributed=fsdp": ("fsdp", "fully_shard", r"\bdcp\b", "cpu_offload"),
+    "distributed=fsdp|deepspeed|spmd": (
+        r"\bshard\(\w+(, mesh|: nn)",
+        r"shards\.(partial|result)",
+        "(its|their) shards",
+        "in shards;",
+    ),
+    "distributed=deepspeed": (
+        "deepspeed",
+        "zero[-_]stage",
+        r"\bengine's",
+        r"(loss\(|checkpoints, |newest, |layout_of\()engine\b",
+        r"\bengine\.(backward|device|module|step|was_|zero_|load_check|save_check)",
+    ),
+    "with=offload": ("offload_optimizer",),
+    "precision=fp16": (
+        "GradScaler",
+        r"\bscaler\.(get_scale|scale\(|step\(|unscale_|update\()",
+        '"scaler": scaler',
+        r"torch\.float16",
+        '"skipped"',
+        r"\bskipped \+=",
+        r"step \+ skipped",
+    ),
+    "precision=bf16": (r"\bbfloat16",),
+    "precision=tf32": (r"\btf32\b", "matmul_precision"),
+    "with=grad-accum": (
+        "grad[-_]accum",
+        "accumulation_steps",
+        "micro_step",
+        r"batch in window\b",
+        "window_loss",
+        "window's targets",
+    ),
+    "with=grad-clip": ("clip_grad", "clip-grad"),
+    "with=ema": (
+        "update_ema",
+        r"\bema[-_]decay",
+        r"\bema\.state_dict",
+        '"ema"',
+        r"\bema = copy",
+        r"evaluate\(ema\b",
+        r"\(ema, mesh",
+    ),
+    "with=early-stopping": (r"args\.patience", "--patience", '"stale"', r"\bstale \+="),
+    "with=compile": (r"torch\.compile", r"\.compile\(\)", "compiled modules", "not compiled: gradients"),
+    "with=activation-checkpointing": (r"utils\.checkpoint", "use_reentrant"),
+    "with=hybrid-shard": ("LOCAL_WORLD_SIZE", "mesh_dim"),
+    "with=throughput": (
+        r"\bThroughput[,(:]",
+        r"throughput\.since",
+        "peak[-_]tflops",
+        r"\bmfu\b",
+        "speed/(device_|examples_|tokens_)",
+    ),
+    "with=log-best": (
+        "(?-i:UPLOADS)",
+        "upload_artifact",
+        r"\]\.upload\(",
+        r"wandb\.Artifact",
+        "artifacts_uri",
+    ),
+    "with=deterministic": ("use_deterministic", "CUBLAS", "own sum is not deterministic"),
+    "with=async-checkpoint": (
+        "async_save",
+        "save_group",
+        r"background(\.submit| = Thread)",
+        r"\bpending\.pop\(\)\.result",
+        "while pending:",
+        r"list\[Future\]",
+    ),
 }
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pyarrow": "pandas"}  # the last is what needs it
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+
+
+def spoken_of(catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """Choices and their words: ours, and what manifests say of features, data sources and loggers."""
+    for choice, words in WORDS.items():
+        yield choice, "|".join(words)
+    for task in catalog.tasks.values():
+        yield from ((f"with={name}", change.get("words", "")) for name, change in task.changes.items())
+        yield from ((f"data={name}", source.words) for name, source in task.sources.items())
+    yield from ((f"with={name}", item.words) for name, item in catalog.additive.items())
+    yield from ((f"logger={name}", item.words) for name, item in catalog.loggers.items())
 
 
 class Vocabulary:
-    """The words of every choice, those of the tasks' own features too, and where texts hold them."""
+    """The words of every choice, and where texts hold them."""
 
     def __init__(self, catalog: Catalog) -> None:
-        changes = [item for task in catalog.tasks.values() for item in task.changes.items()]
-        own = [(f"with={name}", change["words"]) for name, change in changes if "words" in change]
-        own += [(f"with={name}", item.words) for name, item in catalog.additive.items() if item.words]
-        own += [(f"logger={name}", item.words) for name, item in catalog.loggers.items() if item.words]
-        self.words = WORDS | {words: choice for choice, words in own}
+        self.words: dict[str, dict[str, None]] = {}  # and the choices, each once, that have them
+        for choice, words in spoken_of(catalog):
+            if words:
+                self.words.setdefault(words, {})[choice] = None
         self.patterns = {word: re.compile(word, re.IGNORECASE) for word in self.words}
         self.in_text = cache(self.find_in_text)
         self.on_line = cache(self.find_on_line)
@@ -67,7 +149,7 @@ class Vocabulary:
         return frozenset[str]().union(*map(self.on_line, text.split("\n")))
 
     def was_chosen(self, word: str, answers: Answers) -> bool:
-        choices = (choice.split("=") for choice in self.words[word].split())
+        choices = (choice.split("=") for choice in self.words[word])
         return any(not set(values.split("|")).isdisjoint(answers.chosen(key)) for key, values in choices)
 
     def absent(self, texts: Iterable[str], answers: Answers) -> set[str]:
@@ -87,37 +169,91 @@ def residue(text: str) -> str:
     return next(filter(None, map(residue_on, text.split("\n"))), "")
 
 
-@cache
-def imports(source: str) -> frozenset[str]:
-    """The packages that a module imports, without Python's own."""
-    found = re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)
-    return frozenset(found) - sys.stdlib_module_names
-
-
 def required_names(requires: Iterable[str]) -> set[str]:
     return {re.split(r"[^\w.-]", item)[0] for item in requires}
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a source's syntax tree says of options and packages."""
+
+    defined: frozenset[str] = frozenset()  # the options of its argument parser
+    used: frozenset[str] = frozenset()  # what it reads from args
+    imported: frozenset[str] = frozenset()  # the modules outside of Python's own
+
+
+def option_name(call: ast.Call) -> str:
+    """The attribute of args that a call of add_argument sets, empty where the source does not tell."""
+    named = [word.value for word in call.keywords if word.arg == "dest"] or call.args
+    words = [node.value for node in named if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    word = next((word for word in words if word.startswith("--")), next(iter(words), ""))
+    return word.lstrip("-").replace("-", "_")
+
+
+def modules_of(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if node.module and not node.level else []
+
+
+@lru_cache(maxsize=65536)
+def said_in(source: str) -> Said:
+    defined, used, imported = set[str](), set[str](), set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+            defined.add(option_name(node))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
+            used.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imported.update(name.split(".")[0] for name in modules_of(node))
+    return Said(frozenset(defined - {""}), frozenset(used), frozenset(imported - sys.stdlib_module_names))
+
+
+SPEAKS = re.compile(r"\bargs\b|add_argument|import")
+HEAD = re.compile(r":(\s*#.*)*$")
+IMPORT = re.compile(r"\n(?=import |from )")
+
+
 @cache
-def option_words(line: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    defined = re.findall(r'add_argument\(\s*"--([\w-]+)"', line)
-    return tuple(d.replace("-", "_") for d in defined), tuple(re.findall(r"\bargs\.(\w+)", line))
+def statement_at(column: int) -> re.Pattern[str]:
+    return re.compile(rf"\n(?= {{{column}}}(?!elif\b|else\b|except\b|finally\b)[^\s#)\]}}])")
 
 
-@lru_cache(maxsize=4096)
-def options(source: str) -> tuple[set[str], set[str]]:
-    """What a program's argument parser defines, and what the program reads from args.
+def said_in_block(source: str, column: int) -> list[Said]:
+    """A statement at a time, as they stand inside one another: projects share most of them."""
+    head, *body = statement_at(column).split(source)
+    margin = "if True:\n" if source.startswith(" ") else ""
+    if body and HEAD.search(head):
+        try:
+            found = [said_in(f"{margin}{head}\n{' ' * column}...")]
+            return found + [part for statement in body for part in said_in_block(statement, column + 4)]
+        except SyntaxError:  # it has an else, or its head several lines
+            pass
+    return [said_in(margin + source)]
 
-    A line at a time, which is fast enough for every project.
-    """
-    defined: set[str] = set()
-    used: set[str] = set()
-    for line in source.split("\n"):
-        if "add_argument" in line or "args." in line:
-            more_defined, more_used = option_words(line)
-            defined.update(more_defined)
-            used.update(more_used)
-    return defined, used
+
+def said_in_piece(piece: str) -> list[Said]:
+    try:
+        return [part for block in IMPORT.split(piece) for part in said_in_block(block, 4)]
+    except SyntaxError:  # it was a text's line that began like that
+        return [said_in(piece)]
+
+
+@lru_cache(maxsize=16384)
+def said(source: str) -> Said:
+    """What a module says, whose pieces stand between two empty lines; an error if it is no Python."""
+    try:
+        found = [
+            part for piece in source.split("\n\n\n") if SPEAKS.search(piece) for part in said_in_piece(piece)
+        ]
+    except SyntaxError:  # there are two empty lines inside of a string
+        found = [said_in(source)]
+    empty = frozenset[str]()
+    return Said(
+        empty.union(*(part.defined for part in found)),
+        empty.union(*(part.used for part in found)),
+        empty.union(*(part.imported for part in found)),
+    )
 
 
 KNOWN = {*dir(builtins), "__file__", "__class__", "__module__", "__qualname__"}

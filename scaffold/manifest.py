@@ -105,6 +105,8 @@ SOURCE = Table(
         "only_with": TEXTS,
         "not_with": TEXTS,
         "files": ALL_TEXTS,
+        "words": PATTERN,
+        "modules": ALL_TEXTS,
     },
     required=("help",),
 )
@@ -124,6 +126,7 @@ TASK = Table(
     {
         "help": FILLED,
         "requires": TEXTS,
+        "modules": ALL_TEXTS,
         "facts": Table(FACTS, required=("title", "model_class", "model_args"), others=ANY),
         "build": OPTIONS,
         "small": OPTIONS,

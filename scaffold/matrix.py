@@ -108,11 +108,6 @@ class RememberingRenderer(Renderer):
         self.facts: Mapping[str, Any] = {}  # of the project that is being rendered
         self.words: dict[str, str] = {}  # and those that were compared, as text
 
-    def file(self, template: str, facts: Mapping[str, Any], own: frozenset[str]) -> str:
-        return self.remember(
-            template, facts, lambda: super(RememberingRenderer, self).file(template, facts, own)
-        )
-
     def remember(self, template: str, facts: Mapping[str, Any], make: Callable[[], Result]) -> Result:
         """What `make` returned for a project that agrees in the facts that `make` read in templates."""
         for names in self.reads.setdefault(template, set()):

@@ -186,6 +186,11 @@ def section(module: str, own: frozenset[str]) -> int:
     return 2 if root in own else 1
 
 
+def settled(text: str) -> str:
+    """A file that is no Python, without the lines of empty slots."""
+    return GONE_LINE.sub("", text).strip("\n") + "\n"
+
+
 class Renderer:
     """Renders any number of plans; templates are compiled once."""
 
@@ -205,7 +210,7 @@ class Renderer:
                 return finish(text, own)
         except Exception as error:  # templates are code, those of plug-ins too: they raise what they like
             raise self.refusal(error, template) from error
-        return GONE_LINE.sub("", text).strip("\n") + "\n"
+        return settled(text)
 
     def refusal(self, error: Exception, template: str) -> RequestError:
         """A template that cannot be rendered, and what says more of its folder."""

@@ -43,7 +43,7 @@ def oracle(answers: Answers) -> bool:
     elif answers.distributed == "spmd":
         return False
     if answers.distributed == "deepspeed":
-        if answers.task in ("gan", "reinforcement-learning") or answers.precision == "fp16":
+        if answers.precision == "fp16":
             return False
         if {"ema", "compile"} & set(answers.features):
             return False
@@ -69,10 +69,9 @@ def oracle(answers: Answers) -> bool:
         for row in manifest(place).get("excludes", ())
     ):
         return False
-    regression = "regression" in answers.features
-    return not (
-        (answers.data == "adult" and regression) or (answers.data == "wine-quality" and not regression)
-    )
+    source = manifest(f"tasks/{answers.task}/task.toml").get("data", {}).get(answers.data, {})
+    chosen = set(answers.features)
+    return chosen >= set(source.get("only_with", ())) and chosen.isdisjoint(source.get("not_with", ()))
 
 
 def valid(catalog: Catalog) -> Iterator[Answers]:

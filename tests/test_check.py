@@ -134,7 +134,7 @@ DAMAGES = {
         TASK,
         "[facts]",
         "hepl = 1\n[facts]",
-        "unknown key 'hepl'; known are help, requires, facts",
+        "unknown key 'hepl'; known are help, requires, modules, facts",
     ),
     "unknown-key-inside": (
         TASK,
@@ -345,6 +345,12 @@ DAMAGES = {
         "import sklearn.x\nimport torch\n\nsklearn.x\n",
         "sklearn is imported, and no",
     ),
+    "unused-requirement": (
+        TASK,
+        "[facts]",
+        'requires = ["pyarrow>=14"]\n[facts]',
+        f"{TASK}: pyarrow is required, and nothing imports it; leave it out, or name the module",
+    ),
     "width": (
         MODEL,
         "one weight",
@@ -363,6 +369,12 @@ DAMAGES = {
         "one robust weight",
         "a word of with=robust, where it is not chosen; put it",
     ),
+    "word-of-a-source": (
+        TASK,
+        "default = ",
+        'words = "one weight"\ndefault = ',
+        f"{MODEL}:1: model.py says 'one weight', a word of data=files, where it is not chosen; put it",
+    ),
     "residue": (
         MODEL,
         "class Line",
@@ -379,6 +391,12 @@ DAMAGES = {
         TRAIN,
         "    return parser",
         '    parser.add_argument("--more")\n    return parser',
+        "the option --more is not read",
+    ),
+    "option-of-several-lines": (
+        TRAIN,
+        "    return parser",
+        '    parser.add_argument(\n        "--more",\n    )\n    return parser',
         "the option --more is not read",
     ),
     "no-option": (
@@ -427,6 +445,68 @@ def test_data_for_some_features(copy: Path, source: str, needed: str, said: str 
     else:
         assert features and all(chosen >= set(json.loads(needed)) for chosen in features)
         assert found[-1].endswith(": fine")
+
+
+# What other people write for reasons of their own: Python that a model may hold whatever was chosen.
+ORDINARY = [
+    'WORD = re.compile("x")',
+    "WINDOW = 24",
+    "class StandardScaler:\n    scaler = None",
+    'rows = gzip.open("rows.gz")',
+    'SIZES = {"small": {"width": 1}}',
+    'text = f"{0.5:.1%}"',
+    "total = list(itertools.accumulate([1, 2]))",
+    'for index, window in enumerate(["a"]):\n    print(index, len(window))',
+    "schema_of = dict",
+    'scaler_ = "MinMaxScaler"  # its data_min, to undo it',
+    "half = np.float16(1)",
+    "dist = torch.distributions.Normal(0, 1)\nscore = dist.log_prob(torch.zeros(1))",
+    "rank = torch.linalg.matrix_rank(torch.eye(2))\nranks = [rank]",
+    'engine = "python"  # of pandas; the C engine is faster',
+    "xs, xm, xr = [], [], []\nxs.append(xm)\nxr.append(xm)",
+    "pool = ThreadPoolExecutor()  # rows that are pending, stale or skipped",
+    "patience = 3  # for uploads; a deterministic throughput",
+    "shards = sorted([1])  # a shard is one file",
+    '"""Rows\nfrom nowhere, args.unread of another program."""',
+]
+
+
+@pytest.mark.parametrize("code", ORDINARY)
+def test_ordinary_words(copy: Path, code: str) -> None:
+    names = ("gzip", "itertools", "re")
+    needed = [name for name in names if f"{name}." in code]
+    imports = "".join(f"import {name}\n" for name in needed)
+    imports += "from concurrent.futures import ThreadPoolExecutor\n" if "Pool" in code else ""
+    imports += "\nimport numpy as np" if "np." in code else ""
+    text = (copy / MODEL).read_text()
+    text = text.replace("import torch\n", f"{imports}\nimport torch\n", 1)
+    (copy / MODEL).write_text(f"{text}\n\n{code}\n")
+    assert lines(copy / "tasks" / "line")[-1].endswith(": fine"), lines(copy / "tasks" / "line")
+
+
+def test_an_option_of_several_lines_that_is_read(copy: Path) -> None:
+    added = (
+        '    parser.add_argument(\n        "--margin", type=float, default=1.0, help="of the loss"\n    )\n'
+    )
+    change(copy, TRAIN, "    return parser", f"{added}    return parser")
+    change(
+        copy, TRAIN, "    model = {{ model_class }}", "    print(args.margin)\n    model = {{ model_class }}"
+    )
+    assert lines(copy / "tasks" / "line")[-1].endswith(": fine")
+
+
+def test_a_package_that_another_module_needs(copy: Path) -> None:
+    change(
+        copy, TASK, "default = ", 'requires = ["pyarrow>=14"]\nmodules = { pyarrow = "numpy" }\ndefault = '
+    )
+    assert lines(copy / "tasks" / "line")[-1].endswith(": fine")
+
+
+def test_a_word_that_several_choices_have(copy: Path) -> None:
+    """A source may have the words of another one, or of ours: then either will do."""
+    manifest = (copy / TASK).read_text()
+    (copy / TASK).write_text(manifest.replace("default = ", 'words = "robust|huber"\ndefault = ', 1))
+    assert lines(copy / "tasks" / "line")[-1].endswith(": fine")
 
 
 REMOVED = [TRAIN, MODEL, DATA, "tasks/line/about.md.jinja", "tasks/line/small_data.py.jinja"]

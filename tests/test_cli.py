@@ -857,10 +857,10 @@ def test_list_as_text(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "hint"), [("task", "did you mean 'tasks'?"), ("xyzzy", "choose from tasks, ")]
+    ("what", "hint"), [("task", r"did you mean 'tasks'\?$"), ("xyzzy", r"choose from tasks, [\w, ]+$")]
 )
 def test_list_of_what_is_none(refused: Refused, what: str, hint: str) -> None:
-    assert refused("list", what).endswith(hint) or hint in refused("list", what)
+    assert re.search(hint, refused("list", what))
 
 
 def test_diff_from_defaults(run: Run) -> None:

@@ -168,3 +168,25 @@ def test_the_page_of_backends_is_made_from_its_figures() -> None:
     found["language-modeling"]["DDP"][19] *= 1.001
     assert backends.furthest(found["language-modeling"], 20) > 1e-4
     assert backends.page(found) != (DOCS / "backends.md").read_text(encoding="utf-8")
+
+
+def missing_from_table(text: str, catalog: Catalog) -> list[str]:
+    """Values that a question's row of the README's table does not name, a task's own features apart."""
+    table = text.split("## What you can choose")[1]
+    own = {name for task in catalog.tasks.values() for name in task.features}
+    found = []
+    for axis in AXES:
+        row = next((line for line in table.splitlines() if line.startswith(f"| `--{axis.key}` |")), "")
+        offered = [value for value in catalog.values(axis.key) if axis.key != "with" or value not in own]
+        found += [f"{axis.key}={value}" for value in offered if f"`{value}`" not in row]
+    return found
+
+
+def test_the_readme_names_every_value() -> None:
+    catalog = load_catalog()
+    assert missing_from_table(README, catalog) == []
+    for axis in AXES:
+        value = next(iter(catalog.values(axis.key)))
+        row = next(line for line in README.splitlines() if line.startswith(f"| `--{axis.key}` |"))
+        shorter = README.replace(row, row.replace(f"`{value}`", ""))
+        assert missing_from_table(shorter, catalog) == [f"{axis.key}={value}"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +57,13 @@ COMPANIONS = {
     "with=hybrid-shard": {"distributed": "fsdp"},
     "with=offload": {"distributed": "deepspeed"},
     "with=log-best": {"logger": ("wandb",)},
-    "data=wine-quality": {"with": ("regression",)},
 }
+
+
+def companions(task: str, name: str) -> dict[str, Any]:
+    key, value = name.split("=")
+    needed = CATALOG.tasks[task].sources[value].only_with if key == "data" else ()
+    return COMPANIONS.get(name, {}) | ({"with": needed} if needed else {})
 
 
 def base(task: str) -> Answers:
@@ -70,7 +76,7 @@ def single_choices(task: str, catalog: Catalog) -> Iterator[tuple[str, Answers, 
     for key in ("data", "hardware", "precision", "distributed", "logger", "with"):
         for value in catalog.values(key, task):
             name = f"{key}={value}"
-            before = plain.changed(COMPANIONS.get(name, {}))
+            before = plain.changed(companions(task, name))
             many = BY_KEY[key].many
             after = before.changed({key: (*before.chosen(key), value) if many else value})
             if value not in before.chosen(key) and oracle(after):

@@ -254,35 +254,97 @@ def test_control_kubernetes_manifest() -> None:
         assert any(map(unlike_schema, yaml.safe_load_all(text.replace(old, new)))), new
 
 
+def wrong_in_dockerfile(text: str) -> list[str]:
+    """What of its order would cost a layer, a privilege or a signal."""
+    steps = [line.partition(" ")[::2] for line in text.splitlines() if line and line[0] not in " #"]
+    names = [name for name, _ in steps]
+    packages, everything = ("COPY", "pyproject.toml ."), ("COPY", ". .")
+    last_run = max(n for n, name in enumerate(names) if name == "RUN")
+    checks = {
+        "form": names[0] == "FROM" and names[-1] == "ENTRYPOINT",
+        "packages": {packages, everything} <= {*steps} and steps.index(packages) < steps.index(everything),
+        "user": "USER" in names[last_run:],
+        "shell": steps[-1][1].startswith("["),
+    }
+    return [name for name, sound in checks.items() if not sound]
+
+
 @CASES
 def test_dockerfile(hardware: str, distributed: str) -> None:
     text = rendered(hardware, distributed, "compile")["Dockerfile"]
-    steps = [line.partition(" ")[::2] for line in text.splitlines() if line and line[0] not in " #"]
-    names = [name for name, _ in steps]
-    assert names[0] == "FROM" and names[-1] == "ENTRYPOINT"
-    assert steps.index(("COPY", "pyproject.toml .")) < steps.index(("COPY", ". ."))  # packages stay a layer
-    assert names.index("USER") > max(n for n, name in enumerate(names) if name == "RUN")
-    launch = json.loads(steps[-1][1])  # no shell
+    assert wrong_in_dockerfile(text) == []
+    launch = json.loads(text.rpartition("ENTRYPOINT ")[2])
     assert launch[0] == ("python" if distributed == "none" else "torchrun") and launch[-1] == "train.py"
-    assert ("ARG" in names) == (hardware == "cpu")
-    if linter := shutil.which("hadolint"):
-        # g++ of the system is the one that fits
-        subprocess.run([linter, "--ignore", "DL3008", "-"], input=text, text=True, check=True, timeout=30)
+    assert ("\nARG " in text) == (hardware == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        ("FROM python", "# FROM python", "form"),
+        ("COPY pyproject.toml .\n", "", "packages"),
+        ("COPY pyproject.toml .\n", "COPY . .\nCOPY pyproject.toml .\n", "packages"),
+        ("USER 1000\n", "", "user"),
+        ("ENTRYPOINT", "RUN true\nENTRYPOINT", "user"),
+        ('["torchrun", "--standalone", "--nproc-per-node", "2", "train.py"]', "python train.py", "shell"),
+    ],
+)
+def test_control_dockerfile(old: str, new: str, wrong: str) -> None:
+    text = rendered("cpu", "ddp")["Dockerfile"]
+    assert old in text
+    assert wrong in wrong_in_dockerfile(text.replace(old, new, 1))
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed")
+@CASES
+def test_dockerfile_by_hadolint(hardware: str, distributed: str) -> None:
+    text = rendered(hardware, distributed, "compile")["Dockerfile"]
+    # g++ of the system is the one that fits
+    command = ["hadolint", "--ignore", "DL3008", "-"]
+    subprocess.run(command, input=text, text=True, check=True, timeout=30)
+
+
+def wrong_in_skypilot(tree: Tree, distributed: str) -> list[str]:
+    """What would lose a run that goes on elsewhere, or start it as something else."""
+    task, volume = (yaml.safe_load(tree[name]) for name in ("sky.yaml", "sky-volume.yaml"))
+    checks = {
+        "volume": task.get("volumes") == {"/mnt": volume.get("name")} == {"/mnt": "my-demo"},
+        "shared": ("access_mode" in volume.get("config", {})) == (distributed != "none"),
+        "resume": "--resume --output-dir /mnt/runs/My_demo" in task["run"],
+        "launch": ("torchrun" in task["run"], "num_nodes" in task) == (distributed != "none",) * 2,
+    }
+    return [name for name, sound in checks.items() if not sound]
 
 
 @CASES
 def test_skypilot_task(hardware: str, distributed: str) -> None:
+    assert wrong_in_skypilot(rendered(hardware, distributed), distributed) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "wrong"),
+    [
+        ("sky.yaml", "  /mnt: my-demo", "  /mnt: another", "volume"),
+        ("sky-volume.yaml", "name: my-demo", "name: another", "volume"),
+        ("sky-volume.yaml", "access_mode", "mode", "shared"),
+        ("sky.yaml", "--resume ", "", "resume"),
+        ("sky.yaml", "/mnt/runs", "runs", "resume"),
+        ("sky.yaml", "num_nodes: 2\n", "", "launch"),
+        ("sky.yaml", "torchrun", "python -m torch.distributed.run", "launch"),
+    ],
+)
+def test_control_skypilot_task(file: str, old: str, new: str, wrong: str) -> None:
+    tree = rendered("cpu", "ddp")
+    assert old in tree[file]
+    assert wrong_in_skypilot(tree | {file: tree[file].replace(old, new, 1)}, "ddp") == [wrong]
+
+
+@CASES
+def test_skypilot_task_by_its_schemas(hardware: str, distributed: str) -> None:
+    schemas = pytest.importorskip("sky.utils.schemas", reason="SkyPilot is not installed")
+    validate = pytest.importorskip("jsonschema").validate
     tree = rendered(hardware, distributed)
     task, volume = (yaml.safe_load(tree[name]) for name in ("sky.yaml", "sky-volume.yaml"))
-    assert task["volumes"] == {"/mnt": volume["name"]} == {"/mnt": "my-demo"}
-    assert "--resume --output-dir /mnt/runs/My_demo" in task["run"]
-    assert ("torchrun" in task["run"], "num_nodes" in task) == (distributed != "none",) * 2
-    try:
-        from sky.utils import schemas
-    except ImportError:
-        return
-    from jsonschema import validate
-
     validate(task, schemas.get_task_schema())
     validate(task["resources"], schemas.get_resources_schema())
     validate(volume, schemas.get_volume_schema())

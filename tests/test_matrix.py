@@ -5,58 +5,24 @@ By default those that tests.matrix thins out; the complete run has all.
 
 from __future__ import annotations
 
-import ast
 import random
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from scaffold.answers import Answers
-from scaffold.catalog import Catalog, load_catalog
-from scaffold.lint import (
-    BUDGETS,
-    IMPORTED_AS,
-    MOST_OPTIONS,
-    Vocabulary,
-    imports,
-    options,
-    required_names,
-    residue,
-)
-from scaffold.matrix import RememberingRenderer
+from scaffold.catalog import Catalog, load_catalog, read_catalog, templates_folder
+from scaffold.examine import Examiner, Place
+from scaffold.lint import WORDS, Vocabulary, said, said_in
 from scaffold.plan import make_plan
 from scaffold.render import Renderer
 from tests.matrix import thinned, valid
-
-
-def unlike_imports(tree: Mapping[str, str], requires: Iterable[str], catalog: Catalog) -> set[str]:
-    """Packages that a project imports and does not require, or the other way round."""
-    own = {Path(path).stem for path in tree}
-    imported = frozenset().union(*(imports(text) for path, text in tree.items() if path.endswith(".py")))
-    modules = IMPORTED_AS | {k: v for logger in catalog.loggers.values() for k, v in logger.modules.items()}
-    required = {modules.get(name, name) for name in required_names(requires)}
-    return required ^ (imported - own - {"pytest"})
-
-
-def options_by_syntax(source: str) -> tuple[set[str], set[str]]:
-    """As `options`, from the syntax tree."""
-    nodes = list(ast.walk(ast.parse(source)))
-    defined = {
-        node.args[0].value.removeprefix("--").replace("-", "_")
-        for node in nodes
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
-    }
-    used = {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
-    }
-    return defined, used
 
 
 @dataclass
@@ -82,40 +48,31 @@ class Findings:
     projects: int = 0
     problems: list[str] = field(default_factory=list)
     cover: Cover = field(default_factory=Cover)
-    train_lines: set[int] = field(default_factory=set)
-    longest: dict[str, int] = field(default_factory=dict)
+    lines: set[str] = field(default_factory=set)
+
+
+def examiners(catalog: Catalog) -> dict[str, Examiner]:
+    """What `scaffold check` looks at projects with, for each task."""
+    return {
+        name: Examiner(catalog, Place(task.folder, f"tasks/{name}")) for name, task in catalog.tasks.items()
+    }
 
 
 def examine(projects: Iterable[Answers], catalog: Catalog) -> Findings:
-    vocabulary = Vocabulary(catalog)
-    renderer = RememberingRenderer(catalog)
+    by_task = examiners(catalog)
     found = Findings()
-    checked: set[str] = set()
+    seen: set[str] = set()
     for answers in projects:
-        plan = make_plan(answers, catalog)
-        tree = renderer.tree(plan)
+        project = by_task[answers.task].project(answers)
         found.projects += 1
-        if packages := unlike_imports(tree, plan.facts["requires"], catalog):
-            found.problems.append(f"{answers}: requires or imports {packages}")
-        if absent := vocabulary.absent(tree.values(), answers):
-            found.problems.append(f"{answers}: speaks of {absent}")
-        for path, text in tree.items():
-            if text in checked:
+        found.problems += [f"{answers}: {problem.line}" for problem in project.problems]
+        for path, text in project.tree.items():
+            if text in seen:
                 continue
-            checked.add(text)
-            if left := residue(text):
-                found.problems.append(f"{answers}: {path} holds {left!r}")
-            found.longest[path] = max(found.longest.get(path, 0), text.count("\n"))
+            seen.add(text)
+            found.lines.update(text.split("\n"))
             if path.endswith(".py"):
                 found.cover.add(path, text)
-            if path == "train.py":
-                defined, used = options(text)
-                if defined != used:
-                    found.problems.append(f"{answers}: options {defined ^ used}")
-                # sizes of a model are counted apart
-                sizes = {name.replace("-", "_") for name in catalog.task(answers.task).small}
-                if len(defined - sizes) > MOST_OPTIONS:
-                    found.problems.append(f"{answers}: {len(defined)} options")
     return found
 
 
@@ -126,10 +83,9 @@ def findings() -> Findings:
 
 def test_remembered_files_are_those_that_would_be_rendered() -> None:
     catalog = load_catalog()
-    remembering, plain = RememberingRenderer(catalog), Renderer(catalog)
+    remembering, plain = examiners(catalog), Renderer(catalog)
     for answers in random.Random(0).sample(list(thinned(catalog)), 200):
-        plan = make_plan(answers, catalog)
-        assert remembering.tree(plan) == plain.tree(plan)
+        assert remembering[answers.task].project(answers).tree == plain.tree(make_plan(answers, catalog))
 
 
 def test_no_project_has_a_problem(findings: Findings) -> None:
@@ -148,9 +104,7 @@ def test_no_project_of_a_task_has_a_problem(task: str, tmp_path: Path) -> None:
     assert check_ruff(tmp_path) == check_black(tmp_path) == ""
 
 
-def test_line_budgets(findings: Findings) -> None:
-    for path, most in BUDGETS.items():
-        assert findings.longest[path] <= most
+def test_the_plain_loop_is_short() -> None:
     plain = Renderer(catalog := load_catalog()).tree(
         make_plan(Answers("demo", "image-classification", "sample", "cpu", "fp32", "none"), catalog)
     )
@@ -195,26 +149,102 @@ def test_ruff_finds_nothing(covering_projects: Path) -> None:
 
 
 def test_black_changes_nothing(covering_projects: Path) -> None:
-    assert shutil.which("git")
     assert check_black(covering_projects) == ""
 
 
-def test_the_checks_can_fail(covering_projects: Path, tmp_path: Path) -> None:
+# What is put into the templates of a task, or into its manifest, and what is then said of projects.
+DAMAGES = {
+    "residue": ("model.py.jinja", "A linear model", "A {% linear model", "no template: "),
+    "slot": ("model.py.jinja", "A linear model", "A linear {{ '{' }}{ model", "model.py holds '{{'"),
+    "word": (
+        "train.py.jinja",
+        "    return parser",
+        "    # works with DDP\n    return parser",
+        "train.py says 'DDP'",
+    ),
+    "option": (
+        "train.py.jinja",
+        "weight_decay=",
+        "weight_decays=",
+        "takes no keyword argument 'weight_decays'",
+    ),
+    "unread": (
+        "train.py.jinja",
+        "    return parser",
+        '    parser.add_argument(\n        "--more",\n    )\n    return parser',
+        "the option --more is not read",
+    ),
+    "import": (
+        "model.py.jinja",
+        "import torch\n",
+        "import PIL.Image\nimport torch\n\nPIL.Image\n",
+        "PIL is imported",
+    ),
+    "requirement": (
+        "task.toml",
+        '["pandas',
+        '["wandb>=0.18", "pandas',
+        "wandb is required, and nothing imports it",
+    ),
+    "modules": (
+        "task.toml",
+        'modules = { pyarrow = "pandas" }\n',
+        "",
+        "pyarrow is required, and nothing imports",
+    ),
+    "budget": (
+        "model.py.jinja",
+        "class TableNet",
+        "X = 1\n" * 150 + "\n\nclass TableNet",
+        "longer than 150 lines",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_matrix_can_fail(tmp_path: Path, name: str) -> None:
+    file, old, new, line = DAMAGES[name]
+    folder = Path(shutil.copytree(templates_folder() / "tasks" / "tabular", tmp_path / "tasks" / "tabular"))
+    text = (folder / file).read_text(encoding="utf-8")
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    catalog = read_catalog((templates_folder(), tmp_path))
+    catalog = replace(catalog, tasks={"tabular": catalog.tasks["tabular"]})
+    plain = Answers("demo", "tabular", "files", "cpu", "fp32", "none")
+    assert examine([plain], load_catalog()).problems == []
+    assert any(line in problem for problem in examine([plain], catalog).problems)
+
+
+@pytest.mark.parametrize("task", load_catalog().tasks)
+def test_a_statement_at_a_time_says_what_the_whole_says(task: str) -> None:
+    catalog = load_catalog()
+    answers = Answers("demo", task, "sample", "cpu", "fp32", "ddp", ("tensorboard",), ("ema",))
+    tree = Renderer(catalog).tree(make_plan(answers, catalog))
+    for source in (text for path, text in tree.items() if path.endswith(".py")):
+        assert said(source) == said_in(source)
+    assert said(tree["train.py"]).defined == said(tree["train.py"]).used
+
+
+def test_the_formatters_can_fail(tmp_path: Path) -> None:
     catalog = load_catalog()
     answers = Answers("demo", "tabular", "sample", "cpu", "fp32", "none")
-    plan = make_plan(answers, catalog)
-    tree = Renderer(catalog).tree(plan)
-    requires = plan.facts["requires"]
-    assert unlike_imports(tree, requires, catalog) == set()
-    assert unlike_imports(tree | {"more.py": "import PIL\n"}, requires, catalog) == {"PIL"}
-    assert unlike_imports(tree, [*requires, "wandb>=0.18"], catalog) == {"wandb"}
-    train, vocabulary = tree["train.py"], Vocabulary(catalog)
-    assert vocabulary.absent([train], answers) == set()
-    assert vocabulary.absent([train + "# works with DDP\n"], answers)
-    assert residue(train) == ""
-    assert residue(train + "{{ slot }}")
-    assert options(train) == options_by_syntax(train)
-    defined, used = options(train.replace("args.weight_decay", "0.1"))
-    assert defined - used == {"weight_decay"}
+    train = Renderer(catalog).tree(make_plan(answers, catalog))["train.py"]
     (tmp_path / "train.py").write_text(train.replace("import math\n", "import math\nimport os\n") + "x=1\n")
     assert check_ruff(tmp_path) and check_black(tmp_path)
+
+
+@pytest.mark.parametrize("choice", WORDS)
+def test_each_word_finds_what_it_is_for(findings: Findings, choice: str) -> None:
+    """Some project has it, and one without the choice must not."""
+    plain, vocabulary = Answers("demo", "tabular", "sample", "cpu", "fp32", "none"), Vocabulary(
+        load_catalog()
+    )
+    for word in WORDS[choice]:
+        line = next((line for line in findings.lines if re.search(word, line, re.IGNORECASE)), None)
+        assert line, f"no project says {word}"
+        assert "|".join(WORDS[choice]) in vocabulary.absent([line], plain)
+
+
+def test_each_word_of_a_manifest_is_said(findings: Findings) -> None:
+    said_somewhere = Vocabulary(load_catalog()).in_text("\n".join(findings.lines))
+    assert said_somewhere == Vocabulary(load_catalog()).patterns.keys()

@@ -41,6 +41,16 @@ class Machine:
     def inside(self, *words: object) -> list[str]:
         return ["nsenter", "-t", str(self.holder.pid), "-n", "-u", "-m", *map(str, words)]
 
+    def apart(self) -> bool:
+        """Has the holder left our namespaces? What went inside before that would change this machine."""
+        if self.holder.poll() is not None:
+            pytest.skip("this user cannot make network namespaces: unshare has ended")
+        kinds = ("net", "uts", "mnt")
+        theirs, ours = (
+            [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds] for pid in (self.holder.pid, "self")
+        )
+        return not set(theirs) & set(ours)
+
     def unplug(self, state: str = "down") -> None:
         command(*self.inside("ip", "link", "set", "eth0", state))
 
@@ -79,7 +89,8 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         for number in range(2):
             holder = subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sleep", "infinity"])
             found.append(Machine(f"node{number}", holder))
-        time.sleep(0.2)
+        for machine in found:
+            until(machine.apart, 10)
         ends = [f"n{machine.holder.pid}" for machine in found]
         try:
             command("ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
@@ -100,6 +111,15 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
                 kill_tree(machine.agent.pid)
             machine.holder.kill()
             machine.holder.wait(10)
+
+
+def test_a_machine_is_apart_once_its_holder_has_left_our_namespaces() -> None:
+    with subprocess.Popen(["sleep", "infinity"]) as holder:
+        assert not Machine("slow", holder).apart()
+        holder.kill()
+        holder.wait(10)
+        with pytest.raises(pytest.skip.Exception, match="unshare has ended"):
+            Machine("gone", holder).apart()
 
 
 def noting_starts(project: Path) -> Path:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from scaffold.answers import Answers
 from scaffold.axes import AXES, BY_KEY
-from scaffold.catalog import Catalog, load_catalog
+from scaffold.catalog import Catalog, load_catalog, read_catalog, templates_folder
 from scaffold.errors import RequestError
 from scaffold.matrix import Extent, combinations
 from scaffold.rules import RULES, Rule, all_rules, broken, complete, default, followed, why_not
-from tests.matrix import oracle
+from tests.matrix import manifest, oracle
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,28 @@ def test_rules_and_oracle_agree_everywhere(catalog: Catalog) -> None:
 @pytest.mark.heavy
 def test_a_wrong_oracle_is_noticed(catalog: Catalog) -> None:
     assert disagreements(catalog, lambda a: oracle(a) and (a.precision, a.hardware) != ("bf16", "cpu"))
+
+
+def test_the_oracle_reads_what_sources_go_with(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources of somebody's, with one feature alone and without it: oracle and rules agree."""
+    folder = Path(shutil.copytree(templates_folder() / "tasks" / "tabular", tmp_path / "tasks" / "tabular"))
+    source = '[data.prices]\nhelp = "x"\nonly_with = ["regression"]\n'
+    source += '[data.costs]\nhelp = "x"\nnot_with = ["regression"]\n'
+    with (folder / "task.toml").open("a", encoding="utf-8") as file:
+        file.write(source)
+    (tmp_path / "features").symlink_to(templates_folder() / "features")
+    changed = read_catalog((templates_folder(), tmp_path))
+    changed = replace(changed, tasks={"tabular": changed.tasks["tabular"]})
+    manifest.cache_clear()
+    monkeypatch.setattr("tests.matrix.templates_folder", lambda: tmp_path)
+    try:
+        assert disagreements(changed, oracle) == []
+        for data in ("prices", "costs"):
+            assert {oracle(answers) for answers in product(changed) if answers.data == data} == {True, False}
+    finally:
+        manifest.cache_clear()
 
 
 def test_loggers_exclude_nothing(catalog: Catalog) -> None:
