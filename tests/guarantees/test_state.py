@@ -111,7 +111,7 @@ def test_21_any_into_any(made: Make, tmp_path: Path, turns: list[str]) -> None:
 
 @pytest.mark.parametrize("turn", [("fsdp", "none"), ("none", "fsdp")], ids=" to ".join)
 def test_21_another_kind_of_project(made: Make, tmp_path: Path, turn: tuple[str, str]) -> None:
-    """Files are not for shards, nor shards for the plain project: one line, and everything is left as it is."""
+    """Files are not for FSDP, nor folders for the plain loop: one line, and all is left as it is."""
     one, other = turn
     options = ["--max-steps", 3, "--batch-size", 16, "--output-dir", tmp_path]
     train_ranks(made(task="tabular", distributed=one), *options, ranks=RANKS[one])
