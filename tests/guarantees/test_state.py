@@ -119,7 +119,7 @@ def test_21_another_kind_of_project(made: Make, tmp_path: Path, turn: tuple[str,
     project = made(task="tabular", distributed=other)
     result = until_the_first_ends(project, *options, "--resume", ranks=RANKS[other])
     assert result.code == 1 and "Traceback" not in result.err
-    assert "of this kind of project" in result.message and str(tmp_path) in result.message
+    assert "of such a project" in result.message and str(tmp_path) in result.message
     assert files_under(tmp_path) == before
 
 
