@@ -311,6 +311,18 @@ print(json.dumps([state["counters"], evaluate(model, loader, torch.device("cpu")
     assert judged["val/loss"] == pytest.approx(row["val/loss"], rel=1e-5)
 
 
+def test_the_best_holds_what_is_frozen(server: projects.Server, tmp_path: Path) -> None:
+    """Stage 3 splits it too."""
+    project = small_parts(render(tmp_path / "demo", **engine_of()))
+    layer = "nn.Linear(num_inputs, num_outputs)"
+    edit(project / "model.py", f"self.wide = {layer}", f"self.wide = {layer}.requires_grad_(False)")
+    words = [*TABLE, "--zero-stage", 3, "--epochs", 1, "--max-steps", 60, "--output-dir", tmp_path / "out"]
+    run(server, project, *words)
+    state = torch.load(tmp_path / "out" / "checkpoints" / "best.pt", weights_only=True)["model"]
+    assert state["wide.weight"].shape[0] == state["deep.4.weight"].shape[0]
+    assert all(value.numel() and value.isfinite().all() for value in state.values())
+
+
 def test_only_what_wrote_a_checkpoint_goes_on_from_it(
     server: projects.Server, trained: Any, tmp_path: Path
 ) -> None:

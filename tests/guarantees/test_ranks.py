@@ -557,6 +557,7 @@ raise SystemExit
 
 
 def resharded(project: Path, source: Path, target: Path, processes: int) -> Path:
+    (target.parent / "metrics.jsonl").touch()
     train_ranks(project, source, target, ranks=processes, first=RESHARD)
     return target
 

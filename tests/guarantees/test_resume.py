@@ -315,6 +315,52 @@ def test_02_full_disk(made: Make, whole: Whole, tmp_path: Path, distributed: str
     assert same_run(whole(project, *SHORT, ranks=ranks), tmp_path)
 
 
+# what is written with the state, or comes before it gets its name, meets the end of the disk
+REFUSED = """
+import errno, os
+import checkpoint
+sync = checkpoint.sync
+
+def refuse(path):
+    if {name!r} in path.name:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    sync(path)
+
+checkpoint.sync = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    ("distributed", "name"),
+    [("none", "checkpoint.partial"), ("none", "metrics.jsonl"), ("fsdp", "counters.json")],
+)
+def test_02_the_reason_is_said(made: Make, tmp_path: Path, distributed: str, name: str) -> None:
+    project, ranks = made(task="tabular", distributed=distributed), RANKS[distributed]
+    options = [*SHORT, "--output-dir", tmp_path]
+    result = until_the_first_ends(project, *options, ranks=ranks, first=REFUSED.format(name=name))
+    check_full(result, tmp_path, {})
+    assert "No space left on device; earlier checkpoints" in result.message
+
+
+BROKEN = """
+import torch
+
+def broken(*args):
+    raise RuntimeError("the device is lost\\nframe #0")
+
+torch.save = broken
+"""
+
+
+def test_02_not_of_the_disk(made: Make, tmp_path: Path) -> None:
+    """What PyTorch raises is not always the disk's."""
+    [result] = train_ranks(
+        made(task="tabular"), *SHORT, "--output-dir", tmp_path, ranks=0, first=BROKEN, check=False
+    )
+    check_full(result, tmp_path, {})
+    assert "the device is lost; earlier" in result.message and "full" not in result.message
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one MiB, where this user may mount one."""
@@ -779,6 +825,43 @@ def test_24_blank_lines_in_the_record(made: Make, tmp_path: Path) -> None:
     record.write_text(f"{first}\n\n{rest}")
     train(project, *SHORT, "--output-dir", tmp_path, "--resume")
     assert record.read_text().startswith(f"{first}\n\n{rest}")
+
+
+# the files that are made durable, in order
+NOTE_SYNCS = """
+import os
+fsync = os.fsync
+
+def note(descriptor):
+    with open(os.environ["NOTES"], "a") as notes:
+        print(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")), file=notes)
+    fsync(descriptor)
+
+os.fsync = note
+"""
+
+
+def synced(project: Path, folder: Path, distributed: str) -> list[str]:
+    """The record, and what is about to get the name of a step, in the order in which they are durable."""
+    notes, ranks = folder / "notes", RANKS[distributed]
+    options = [*SHORT, "--max-steps", 15, "--output-dir", folder / "out"]
+    train_ranks(project, *options, ranks=ranks, env={"NOTES": str(notes)}, first=NOTE_SYNCS)
+    named = ("metrics.jsonl", "checkpoint.partial", "shards.partial")
+    return [name for name in notes.read_text().splitlines() if name in named]
+
+
+@pytest.mark.parametrize("distributed", ["none", "fsdp"])
+def test_24_the_record_is_durable_first(made: Make, tmp_path: Path, distributed: str) -> None:
+    saved = "checkpoint.partial" if distributed == "none" else "shards.partial"
+    found = synced(made(task="tabular", distributed=distributed), tmp_path, distributed)
+    assert found == ["metrics.jsonl", saved] * 3
+
+
+def test_24_control_the_record_is_durable_first(tmp_path: Path) -> None:
+    project = render(tmp_path / "demo", task="tabular")
+    line = '        sync(directory.parent / "metrics.jsonl")  # first: what was recorded up to this step\n'
+    edit(project / "checkpoint.py", line, "")
+    assert synced(project, tmp_path, "none") == ["checkpoint.partial"] * 3
 
 
 def test_24_control_metrics_not_cut(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tests import projects
-from tests.conftest import Make
+from tests.conftest import Make, files_under
 from tests.guarantees.harness import (
     RANKS,
     SHARDED_OPTIONS,
     TASKS,
     everywhere,
     mostly_alone,
+    until_the_first_ends,
     with_few_pictures,
 )
 from tests.projects import Result, checkpoints, edit, load, render, train_ranks
@@ -106,6 +107,20 @@ def test_21_any_into_any(made: Make, tmp_path: Path, turns: list[str]) -> None:
         results = train_ranks(project, *options, ranks=ranks, first=EAGER)
         assert all(result.err == "" for result in results)
         assert load(checkpoints(tmp_path)[-1])["counters"]["step"] == number
+
+
+@pytest.mark.parametrize("turn", [("fsdp", "none"), ("none", "fsdp")], ids=" to ".join)
+def test_21_another_kind_of_project(made: Make, tmp_path: Path, turn: tuple[str, str]) -> None:
+    """Files are not for FSDP, nor folders for the plain loop: one line, and all is left as it is."""
+    one, other = turn
+    options = ["--max-steps", 3, "--batch-size", 16, "--output-dir", tmp_path]
+    train_ranks(made(task="tabular", distributed=one), *options, ranks=RANKS[one])
+    before = files_under(tmp_path)
+    project = made(task="tabular", distributed=other)
+    result = until_the_first_ends(project, *options, "--resume", ranks=RANKS[other])
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "of such a project" in result.message and str(tmp_path) in result.message
+    assert files_under(tmp_path) == before
 
 
 def test_21_one_set_of_keys(sharded: Path, trained: Path, tmp_path: Path) -> None:

@@ -336,7 +336,9 @@ PROPERTIES = (
     Property(
         21,
         "One set of parameter names",
-        "Every checkpoint loads into every variant of the project, and into the plain module.",
+        "`best.pt` loads into every variant of the project, and into the plain module. A run goes on from a "
+        "step's checkpoint of its own kind: a file with or without DDP and on TPUs, FSDP's folder with any "
+        "number of processes, DeepSpeed's with as many at the same stage of ZeRO.",
         "`model` is always the raw module: compiled in place, wrapped under another name, sharded in place.",
         (
             Where(DDP, "train.py", "    ddp_model = DDP(model)"),
