@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import black
 import pytest
 
 from scaffold.answers import Answers
@@ -143,6 +144,36 @@ def test_one_more_logger_is_one_function(name: str, renderer: Renderer) -> None:
     change = difference({"loggers.py": before["loggers.py"]}, {"loggers.py": after["loggers.py"]}, context=0)
     gone = [line for line in change.splitlines() if line.startswith("-") and not line.startswith("---")]
     assert gone == [f"-        functions = [log_to_{other.replace('-', '_')}]"]
+
+
+def moved_by_the_name(project: Tree, name: str) -> set[str]:
+    """Files of Python with the project's name in them that black would change, or with a line too long."""
+    files = {path: text for path, text in project.items() if path.endswith(".py") and name in text}
+    assert files
+    mode = black.Mode(line_length=110)
+    return {
+        path
+        for path, text in files.items()
+        if black.format_str(text, mode=mode) != text or max(map(len, text.splitlines())) > 110
+    }
+
+
+@pytest.mark.parametrize("name", ["q_q", "a" + 63 * "z"], ids=["short", "long"])
+@pytest.mark.parametrize("task", CATALOG.tasks)
+def test_no_name_moves_a_line_break(task: str, name: str, renderer: Renderer) -> None:
+    assert moved_by_the_name(tree(renderer, base(task).changed({"name": name})), name) == set()
+
+
+@pytest.mark.parametrize("name", ["q_q", "a" + 63 * "z"], ids=["short", "long"])
+def test_no_name_moves_a_line_break_of_a_logger(name: str, renderer: Renderer) -> None:
+    answers = base("segmentation").changed({"name": name, "logger": tuple(CATALOG.loggers)})
+    assert moved_by_the_name(tree(renderer, answers), name) == set()
+
+
+def test_a_moved_line_break_is_noticed() -> None:
+    text = 'parser.add_argument("--run", type=Path, default=Path("runs", "NAME"), help="the output folder")\n'
+    assert moved_by_the_name({"a.py": text.replace("NAME", "demo")}, "demo") == set()
+    assert moved_by_the_name({"a.py": text.replace("NAME", 64 * "z")}, 64 * "z") == {"a.py"}
 
 
 def test_no_golden_is_left_over() -> None:

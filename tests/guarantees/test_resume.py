@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,40 @@ def test_01_finished_run_resumed(made: Make, whole: Whole) -> None:
     before = {path: path.read_bytes() for path in kept}
     assert train(project, *SHORT, "--output-dir", output_dir, "--resume").out == ""
     assert before == {path: path.read_bytes() for path in kept}
+
+
+DECAY = "weight_decay=args.weight_decay)\n"  # of each step, not of the optimizer alone
+ANOTHER_DECAY = ["--weight-decay", 0.9, "--resume"]
+
+
+@everywhere
+def test_01_options_are_what_is_given_now(made: Make, tmp_path: Path, distributed: str) -> None:
+    """Decay from step 21 on is that of the command that goes on, as if one run had changed it there."""
+    given = {"task": "tabular", "distributed": distributed}
+
+    def changing(project: Path) -> Path:
+        edit(project / "train.py", DECAY, "weight_decay=0.1 if step < 20 else 0.9)\n")
+        return project
+
+    run = partial(train_ranks, ranks=RANKS[distributed])
+    run(made(changing, **given), *SHORT, "--output-dir", tmp_path / "whole")
+    run(made(**given), *SHORT, "--output-dir", tmp_path / "parts", "--max-steps", 20)
+    shutil.copytree(tmp_path / "parts", tmp_path / "same")
+    run(made(**given), *SHORT, "--output-dir", tmp_path / "parts", *ANOTHER_DECAY)
+    run(made(**given), *SHORT, "--output-dir", tmp_path / "same", "--resume")
+    assert same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not same_run(tmp_path / "same", tmp_path / "parts")
+
+
+def test_01_control_decay_from_the_checkpoint(tmp_path: Path) -> None:
+    """What an optimizer's state holds of the options before is seen."""
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / "train.py", f", {DECAY}", ")\n")
+    train(project, *SHORT, "--output-dir", tmp_path / "parts", "--max-steps", 20)
+    shutil.copytree(tmp_path / "parts", tmp_path / "same")
+    train(project, *SHORT, "--output-dir", tmp_path / "parts", *ANOTHER_DECAY)
+    train(project, *SHORT, "--output-dir", tmp_path / "same", "--resume")
+    assert metrics(tmp_path / "same") == metrics(tmp_path / "parts")
 
 
 def test_01_control_order_forgotten(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 
 from data import CHANNELS, IMAGE_SIZE
 from model import Generator
-from train import save_grid, within
+from train import PROJECT, save_grid, within
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs", "gan"), help="the output folder of a run")
+    parser.add_argument("--run", type=Path, default=Path("runs", PROJECT), help="the output folder of a run")
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="the picture to write")
     parser.add_argument("--rows", type=within(1), default=8, help="rows of eight pictures")
     parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of the noise")

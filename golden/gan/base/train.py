@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
         torch.default_generator.manual_seed(hash((args.seed, step)))
         lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
         for group in generator_optimizer.param_groups + discriminator_optimizer.param_groups:
-            group["lr"] = lr
+            group.update(lr=lr, weight_decay=args.weight_decay)
         batch = next(batches)
 
         discriminator_optimizer.zero_grad()  # also what the generator's loss left there

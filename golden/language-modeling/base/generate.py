@@ -14,12 +14,12 @@ import torch
 
 from data import START, Texts
 from model import Cache, Transformer
-from train import within
+from train import PROJECT, within
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs", "language-modeling"), help="the output folder of a run")
+    parser.add_argument("--run", type=Path, default=Path("runs", PROJECT), help="the output folder of a run")
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--max-bytes", type=within(1), default=500, help="how many bytes to add")
     parser.add_argument("--temperature", type=within(0.0), default=0.8, help="0 always takes the likeliest")

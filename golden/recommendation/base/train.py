@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
         torch.default_generator.manual_seed(hash((args.seed, step)))
         lr = learning_rate(step, args.lr, args.warmup_steps, total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group.update(lr=lr, weight_decay=args.weight_decay)
         loss = compute_loss(model, next(batches), device)
         loss.backward()
         optimizer.step()

@@ -25,19 +25,21 @@ def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, 
     partial = directory / "checkpoint.partial"
     path = directory / f"step-{counters['step']:08d}.pt"
     try:
+        sync(directory.parent / "metrics.jsonl")  # first: what was recorded up to this step
         torch.save(state | {"counters": counters}, partial)
         if best:  # first: a run that goes on from this step has its best
             publish(shutil.copyfile(partial, directory / "best.partial"), directory / "best.pt")
         publish(partial, path)
-    except (OSError, RuntimeError):  # torch.save has the second for a full disk
-        cannot_write(directory)
+    except (OSError, RuntimeError) as error:  # torch.save has the second for a full disk
+        cannot_write(directory, error)
     older = sorted(other for other in directory.glob("step-*.pt") if other.name < path.name)
     for old in older[: 1 - KEEP]:
         old.unlink()
 
 
-def cannot_write(directory: Path) -> NoReturn:
-    sys.exit(f"cannot write to {directory}: is the disk full? Earlier checkpoints are intact")
+def cannot_write(directory: Path, error: BaseException) -> NoReturn:
+    reason = str(error).partition("\n")[0]  # what PyTorch raises goes on with calls
+    sys.exit(f"cannot write to {directory}: {reason}; earlier checkpoints are intact")
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -55,13 +57,13 @@ def sync(path: Path) -> None:
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest intact step checkpoint; damaged ones are passed over with a warning."""
-    found = sorted(directory.glob("step-*.pt"), reverse=True)
+    found = sorted(directory.glob("step-*"), reverse=True)
     for path in found:
         if is_intact(path):
             return path
         warnings.warn(f"{path} is damaged, trying the one before it", stacklevel=2)
     if found:
-        sys.exit(f"no checkpoint in {directory} is intact: start another run with --output-dir")
+        sys.exit(f"no checkpoint in {directory} is intact and of such a project: choose a new --output-dir")
     return None
 
 

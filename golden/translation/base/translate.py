@@ -13,13 +13,13 @@ import torch
 from data import Pairs, decode, encode
 from model import Transformer
 from search import beam_search
-from train import within
+from train import PROJECT, within
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("lines", nargs="*", help="what to translate; without any, standard input")
-    parser.add_argument("--run", type=Path, default=Path("runs", "translation"), help="the output folder of a run")
+    parser.add_argument("--run", type=Path, default=Path("runs", PROJECT), help="the output folder of a run")
     parser.add_argument("--beam", type=within(1), default=4, help="translations to keep in sight")
     parser.add_argument("--length-penalty", type=within(0.0), default=0.6, help="more favours long ones")
     parser.add_argument("--max-bytes", type=within(1), default=300, help="of a translation")

@@ -364,8 +364,9 @@ PROPERTIES = (
         23,
         "Nothing waits between two log lines",
         "The accelerator is never kept waiting for a number that nobody reads, nor for a compiler.",
-        "`.item()` is called where something is logged; shapes never change. fp16 is the exception: the "
-        "scale is read in each step, because a step that was skipped must not count.",
+        "`.item()` is called where something is logged; shapes never change. fp16 and DeepSpeed are the "
+        "exceptions: in each step the scale is read, because a step that was skipped must not count, and "
+        "DeepSpeed's step() reads whether the gradients are finite.",
         (
             Where(
                 BASE,
@@ -373,7 +374,7 @@ PROPERTIES = (
                 '            metrics |= {"train/loss": loss.item(), "train/lr": lr}',
             ),
         ),
-        "yes (tests), but for fp16",
+        "yes (tests), but for fp16 and DeepSpeed",
     ),
     Property(
         24,
@@ -394,8 +395,9 @@ PROPERTIES = (
         "TPUs compile once; no line of a project is deprecated",
         "No hidden recompilation, and no project that the next release breaks.",
         "Every batch has one shape, the last of an evaluation is filled up and what fills it is not "
-        "counted; the learning rate is data of the device; a step is one program. Checkpoints are plain "
-        "tensors of the processor. Projects run clean with deprecation warnings as errors.",
+        "counted; the learning rate is data of the device; a step is one program, and one more is the first, "
+        "which makes the optimizer's state. Checkpoints are plain tensors of the processor. Projects run "
+        "clean with deprecation warnings as errors.",
         (
             Where(TPU, "train.py", "        torch_xla.sync()  # until here the step was only written down"),
             Where(TPU, "train.py", "def filled_batches("),
