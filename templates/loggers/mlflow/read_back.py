@@ -8,15 +8,21 @@ from pathlib import Path
 import mlflow
 
 
-def run_of(output_dir: Path) -> mlflow.entities.Run:
+def runs(output_dir: Path) -> list[str]:
+    """The ids of all that have this output directory."""
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(f"sqlite:///{output_dir}/mlflow.db")
     [experiment] = [e for e in mlflow.search_experiments() if e.name != "Default"]
     found = mlflow.MlflowClient().search_runs(
         [experiment.experiment_id], f"params.output_dir = '{output_dir}'"
     )
-    [run] = found  # one, whatever was killed
-    return run
+    return [run.info.run_id for run in found]
+
+
+def run_of(output_dir: Path) -> mlflow.entities.Run:
+    run_id = (output_dir / "mlflow-run-id").read_text()
+    assert run_id in runs(output_dir)
+    return mlflow.get_run(run_id)
 
 
 def scalars(output_dir: Path) -> dict[str, list[tuple[int, float]]]:
