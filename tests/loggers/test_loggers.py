@@ -362,7 +362,7 @@ def test_a_server_that_goes_down_before_a_picture(name: str, serve: Serve, tmp_p
     tracker.begin()
     project, out = impatient(render(tmp_path / "demo", task="segmentation", logger=(name,))), tmp_path / "out"
     options = [*SHORT, *small_options("segmentation"), "--log-every", 1000, "--output-dir", out]
-    # 32 examples: four batches are followed by four of an evaluation and its picture's; the 21st is of step 11
+    # four batches are followed by four of an evaluation and one of its picture; the 21st is that of step 11
     client.start(project, *options, first=few_examples(32) + hold_before(20, tmp_path))
     until_stored(client, out)
     until(lambda: metrics(out)[-1]["step"] == 9)
