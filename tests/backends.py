@@ -135,10 +135,10 @@ The largest relative difference to one process:
 {rows}
 
 The losses are equal but for rounding. The classifier has a small learning rate here, because a ReLU decides
-by a sign, which rounding may turn, and a digit's many equal pixels turn together: at a rate of 1e-4 one turns
-in the sixth step, and within 20 the same loop parts by 1.6e-3 over two processes, by 4e-4 in 64 bits. The
-tests of two processes and of TPUs ([tests/guarantees](../tests/guarantees), [tests/xla](../tests/xla)) choose
-a small rate, or an optimizer that does not magnify rounding, for the same reason.
+by a sign, which rounding may turn, and a digit's many equal pixels turn together: at a rate of 1e-4 the same
+loop parts by 1.6e-3 within 20 steps over two processes, and by 4e-4 in one with 64-bit floats. The tests of
+two processes and of TPUs ([tests/guarantees](../tests/guarantees), [tests/xla](../tests/xla)) choose a small
+rate, or an optimizer that does not magnify rounding, for the same reason.
 """
 
 

@@ -228,8 +228,8 @@ PROPERTIES = (
             Where(
                 LOGGER,
                 "loggers.py",
-                "    try:\n        logger(iter(rows.get, None), args, config)\n"
-                "    except BaseException as error:  # each tracker has its own, some exit",
+                "        try:\n            logger(iter(rows.get, None), args, config)\n"
+                "        except BaseException as error:  # each tracker has its own, some exit",
             ),
             Where(LOGGER, "loggers.py", "            thread.join(max(0, end - time.monotonic()))"),
         ),
