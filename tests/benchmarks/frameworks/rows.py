@@ -330,7 +330,7 @@ PROPERTIES = (
                 "checkpoint.py",
                 'return state | {"optimizer": get_optimizer_state_dict(parts["model"], parts["optimizer"])}',
             ),
-            Where(FSDP, "checkpoint.py", "        publish(partial, path)\n        older"),
+            Where(FSDP, "checkpoint.py", "            publish(partial, path)\n            older"),
         ),
     ),
     Property(
