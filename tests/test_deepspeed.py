@@ -195,7 +195,7 @@ def test_a_gradient_that_is_not_finite_ends_every_process(
 
 
 MOVES = """
-import torch
+import os, torch
 to = torch.nn.Module.to
 
 def noting(module, *given, **named):
@@ -211,7 +211,7 @@ def test_the_whole_model_is_moved_before_it_is_split(server: projects.Server, tm
     """As docs/scaling.md says of the start: also where every process keeps a part alone."""
     project = small_parts(render(tmp_path / "demo", **engine_of()))
     words = [*TABLE, "--zero-stage", 3, "--max-steps", 1, "--output-dir", tmp_path / "out"]
-    run(server, project, *words, first="import os\n" + MOVES)
+    run(server, project, *words, first=few_examples(16) + MOVES)
     state = torch.load(tmp_path / "out" / "checkpoints" / "best.pt", weights_only=True)["model"]
     whole = sum(value.numel() for value in state.values())
     assert [(project / f"moved{rank}").read_text().split()[0] for rank in (0, 1)] == [str(whole)] * 2
