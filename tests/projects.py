@@ -336,11 +336,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's contents; of a folder of shards, all of them put together."""
     state: dict[str, Any] = {}
-    if path.is_dir() and not (path / ".metadata").exists():  # DeepSpeed's: of its own objects the tensors
-        files = {file.name: torch.load(file, weights_only=False) for file in sorted(path.rglob("*.pt"))}
-        state = {key: leaf for key, leaf in leaves(files).items() if isinstance(leaf, torch.Tensor)}
-        assert state, f"{path} holds no tensors"
-        return state
+    if path.is_dir() and (files := sorted(path.rglob("*.pt"))):  # DeepSpeed's: of its objects the tensors
+        parts = {file.name: torch.load(file, weights_only=False) for file in files}
+        return {key: leaf for key, leaf in leaves(parts).items() if isinstance(leaf, torch.Tensor)}
     if path.is_dir():
         state["counters"] = json.loads((path / "counters.json").read_text())
         with tempfile.NamedTemporaryFile() as file:
