@@ -38,8 +38,7 @@ def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, 
 
 
 def cannot_write(directory: Path, error: BaseException) -> NoReturn:
-    reason = str(error).partition("\n")[0]  # what PyTorch raises goes on with calls
-    sys.exit(f"cannot write to {directory}: {reason}; earlier checkpoints are intact")
+    sys.exit(f"cannot write to {directory}: {str(error).partition(os.linesep)[0]}; earlier ones are intact")
 
 
 def publish(partial: Path, path: Path) -> None:
