@@ -374,7 +374,7 @@ def test_02_the_reason_is_said(made: Make, tmp_path: Path, distributed: str, nam
     options = [*SHORT, "--output-dir", tmp_path]
     result = until_the_first_ends(project, *options, ranks=ranks, first=REFUSED.format(name=name))
     check_full(result, tmp_path, {})
-    assert "No space left on device; earlier checkpoints" in result.message
+    assert "No space left on device; earlier ones are intact" in result.message
 
 
 BROKEN = """
