@@ -228,8 +228,9 @@ def rows(run: Run, device_memory: float) -> list[Row]:
 def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
     """The plainest backend that leaves a fifth of each device for activations, and why it is that."""
     choices = offered(run)
-    for row in rows(run, device_memory):
-        if row.backend not in choices or not row.spares(device_memory):
+    possible = [row for row in rows(run, device_memory) if row.backend in choices]
+    for row in possible:
+        if not row.spares(device_memory):
             continue
         name, left = row.backend.name, f"{row.left / GIB:.1f} GiB are left for activations"
         host = f"the host has to hold {show(row.memory.host)} per device"
@@ -243,7 +244,7 @@ def advice(run: Run, device_memory: float) -> tuple[Row | None, str]:
             row,
             f"{name}: with all of it no device keeps a fifth free, with a part {left}; at first {host}",
         )
-    tight = [row.backend.name for row in rows(run, device_memory) if row.fits and row.backend in choices]
+    tight = [row.backend.name for row in possible if row.fits]
     rest = (
         f"nothing leaves a fifth of a device for activations; {tight[0]} is tight"
         if tight
