@@ -13,7 +13,7 @@ from scaffold.catalog import templates_folder
 
 TEMPLATES = sorted(templates_folder().rglob("*.py.jinja"))
 SLOT = re.compile(r"^([ \t]*)\{\{(?:(?!\}\}).)+\}\}[ \t]*$", re.MULTILINE)
-ENDING = re.compile(r"(?<=[\w\])\"])\{\{.*?\}\}")  # goes on behind a name or a bracket: can be left out
+ENDING = re.compile(r"(?<=[\w\])}\"])\{\{.*?\}\}")  # goes on behind a name or a bracket: can be left out
 INLINE = re.compile(r"\{\{.*?\}\}")
 LOGIC = re.compile(r"#: (?:el)?if (.+)")
 
