@@ -52,7 +52,7 @@ Item = Task | Logger | Additive
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fault:
     """A problem, in how many of the combinations it is (0: in the folder itself), and one of them."""
 
     where: str
@@ -70,7 +70,7 @@ class Report:
     state: str  # fine or broken
     combinations: int
     files: tuple[int, int]  # of a project, at least and at most
-    problems: tuple[Finding, ...]
+    problems: tuple[Fault, ...]
 
 
 def places(folder: Path) -> list[Place]:
@@ -130,9 +130,9 @@ def reports(found: list[Place], thin: Thin) -> Iterator[Report]:
 
 
 def report(place: Place, item: Item | None, problems: list[Problem], catalog: Catalog, thin: Thin) -> Report:
-    findings = {problem: Finding(problem.where, problem.what, problem.instead) for problem in problems}
+    faults = {problem: Fault(problem.where, problem.what, problem.instead) for problem in problems}
     if item is None:
-        return Report(place.name, "broken", 0, (0, 0), tuple(findings.values()))
+        return Report(place.name, "broken", 0, (0, 0), tuple(faults.values()))
     if isinstance(item, Task):
         few, projects = projects_of_task(item, catalog, thin)
     elif isinstance(item, Additive):
@@ -141,14 +141,14 @@ def report(place: Place, item: Item | None, problems: list[Problem], catalog: Ca
         few, projects = projects_of_logger(item, catalog, thin)
     seen = examine(place, few, projects)
     for problem, (count, example) in seen.problems.items():
-        findings[problem] = Finding(problem.where, problem.what, problem.instead, count, example)
+        faults[problem] = Fault(problem.where, problem.what, problem.instead, count, example)
     if not seen.combinations:
         problem = Problem(place.name, "no combination of choices is offered", "see [[excludes]]")
-        findings[problem] = Finding(problem.where, problem.what, problem.instead)
+        faults[problem] = Fault(problem.where, problem.what, problem.instead)
     for name in seen.unused if not problems else ():
-        findings[missing(name)] = Finding(name, "no project needs it", "rename it, or delete it")
-    state = "broken" if findings else "fine"
-    return Report(place.name, state, seen.combinations, (seen.fewest, seen.most), tuple(findings.values()))
+        faults[missing(name)] = Fault(name, "no project needs it", "rename it, or delete it")
+    state = "broken" if faults else "fine"
+    return Report(place.name, state, seen.combinations, (seen.fewest, seen.most), tuple(faults.values()))
 
 
 def folder_problems(place: Place, item: Item | None, catalog: Catalog, ours: Catalog) -> Iterator[Problem]:

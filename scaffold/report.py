@@ -13,13 +13,12 @@ from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules
 
 if TYPE_CHECKING:
-    from scaffold.check import Finding as Fault
-    from scaffold.check import Report
+    from scaffold.check import Fault, Report
     from scaffold.verify import Finding
 
 
 @dataclass(frozen=True)
-class Exclusion:
+class Conflict:
     """The other half of a rule, seen from one value."""
 
     when: dict[str, list[str]]
@@ -33,7 +32,7 @@ class Choice:
 
     help: str
     tasks: list[str]
-    excludes: list[Exclusion]
+    excludes: list[Conflict]
 
 
 Choices = dict[str, dict[str, Choice]]
@@ -44,22 +43,20 @@ def choices(catalog: Catalog, keys: list[str]) -> Choices:
     rules = all_rules(catalog)
     return {
         BY_KEY[key].plural: {
-            value: Choice(
-                text, tasks := tasks_with(catalog, key, value), exclusions(rules, key, value, tasks)
-            )
+            value: Choice(text, tasks := tasks_with(catalog, key, value), conflicts(rules, key, value, tasks))
             for value, text in catalog.values(key).items()
         }
         for key in keys
     }
 
 
-def exclusions(rules: tuple[Rule, ...], key: str, value: str, tasks: list[str]) -> list[Exclusion]:
+def conflicts(rules: tuple[Rule, ...], key: str, value: str, tasks: list[str]) -> list[Conflict]:
     """`tasks` are those that alone offer the value: they need not be named."""
     if key == "task":  # a task excludes nothing by itself: its data and features do
         return []
     found = [rule for rule in rules if value in rule.when.get(key, ())]
     return [
-        Exclusion(
+        Conflict(
             {
                 other: list(values)
                 for other, values in rule.when.items()
@@ -92,14 +89,14 @@ def choice_lines(found: Choices) -> Iterator[str]:
         for value, choice in rows.items():
             only = f" ({', '.join(choice.tasks)})" if choice.tasks else ""
             yield f"  {value:<24} {choice.help}{only}"
-            for exclusion in choice.excludes:
-                yield f"  {'':<26} {exclusion_text(exclusion)}"
+            for conflict in choice.excludes:
+                yield f"  {'':<26} {conflict_text(conflict)}"
 
 
-def exclusion_text(exclusion: Exclusion) -> str:
-    others = ", ".join(f"{key}={'|'.join(values)}" for key, values in exclusion.when.items())
+def conflict_text(conflict: Conflict) -> str:
+    others = ", ".join(f"{key}={'|'.join(values)}" for key, values in conflict.when.items())
     where = f"excludes {others}: " if others else ""
-    return f"{where}{exclusion.because}; choose {exclusion.choose}"
+    return f"{where}{conflict.because}; choose {conflict.choose}"
 
 
 def show(value: str | list[str]) -> str:
