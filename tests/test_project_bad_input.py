@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from tests import projects
-from tests.projects import Result, edit, render, train
+from tests.guarantees.harness import over_ranks
+from tests.projects import Result, edit, render, train, train_ranks
 
 Damage = Callable[[Path], object]
 Make = Callable[..., Path]
@@ -427,6 +428,15 @@ def test_unknown_option(made: Make) -> None:
 def test_device(made: Make, tmp_path: Path, hardware: str, device: str) -> None:
     project = made(hardware=hardware, precision="fp32")
     refused(train(project, "--device", device, "--output-dir", tmp_path / "out", check=False), "--device")
+
+
+@over_ranks
+def test_one_device_for_all_processes(made: Make, tmp_path: Path, distributed: str) -> None:
+    """The launcher says which process takes which."""
+    project = made(hardware="gpu", precision="fp32", distributed=distributed)
+    options = ["--device", "cpu:0", "--output-dir", tmp_path / "out"]
+    for result in train_ranks(project, *options, check=False):
+        refused(result, "--device")
 
 
 # output directories
