@@ -511,6 +511,23 @@ def test_14_control_nan_saved(tmp_path: Path, distributed: str) -> None:
     assert not any(projects.all_finite(path) for path in checkpoints(tmp_path / "out"))
 
 
+WHAT_IS_CHECKED = "    assert {value.dtype for value in model.parameters()} == {torch.float32}\n"
+
+
+@pytest.mark.parametrize("resharded", [True, False], ids=["project", "control"])
+def test_14_what_is_checked_is_what_is_saved(tmp_path: Path, resharded: bool) -> None:
+    """After an evaluation too, which gathers parameters at the precision of its passes."""
+    given = {"task": "tabular", "hardware": "gpu", "precision": "bf16", "distributed": "fsdp"}
+    project = render(tmp_path / "demo", **given)
+    [reshard] = [
+        line for line in (project / "checkpoint.py").read_text().splitlines(True) if "reshard()" in line
+    ]
+    edit(project / "checkpoint.py", reshard, (reshard if resharded else "") + WHAT_IS_CHECKED)
+    options = ["--device", "cpu", "--epochs", 1, "--output-dir", tmp_path / "out"]
+    results = train_ranks(project, *options, check=False)
+    assert [result.code for result in results] == ([0, 0] if resharded else [1, 1]), results[0].err
+
+
 # 20: sharded checkpoints
 
 
