@@ -85,6 +85,7 @@ FACTS: dict[str, Shape] = {
     "model_args": TEXT,
     "test_model_args": TEXT,
     "blocks": TEXT,
+    "blocks_differ": FLAG,
     "weighted": FLAG,
     "pictures": FLAG,
     "falls": NUMBER,

@@ -14,7 +14,7 @@ from scaffold.catalog import Catalog, Source, Task
 FILES = ("train.py", "model.py", "data.py")  # what every task has templates of
 SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyproject.toml", ".gitignore")
 REQUIRES = ("numpy>=1.26", "tqdm>=4.66")
-TORCH = ("torch>=2.9",)
+TORCH = ("torch>=2.10",)  # whose attention takes batches of none, which a rank may have in an evaluation
 TORCH_XLA = ("torch==2.9.*", "torch_xla[tpu]==2.9.*")  # a pair: each is built for the other
 CHECKPOINTS = {  # where it is not project/checkpoint.py.jinja
     "fsdp": "project/sharded_checkpoint.py.jinja",
@@ -27,6 +27,7 @@ Facts = dict[str, Any]
 DEEPSPEED = ("deepspeed>=0.19.8",)
 TASK_FACTS = {  # what a task need not say of itself
     "blocks": "",  # what FSDP gathers, and is computed again, one at a time: where the task names it
+    "blocks_differ": False,  # have they many shapes?
     "pictures": False,  # does each evaluation draw one?
     "data_file": "the data, and the order in which they are drawn",
     "falls": 10,  # by what factor the loss of one batch must fall in the project's own test

@@ -16,7 +16,7 @@ from scaffold.axes import AXES
 from scaffold.catalog import Catalog, load_catalog
 from scaffold.cli import app
 from scaffold.matrix import THIN
-from scaffold.report import choices, exclusion_text
+from scaffold.report import choices, conflict_text
 from tests import backends
 from tests.test_check import DAMAGES, EXAMPLE, change
 
@@ -50,7 +50,7 @@ def option_lines(catalog: Catalog) -> Iterator[str]:
         for value, choice in choices(catalog, [axis.key])[axis.plural].items():
             only = f" (only {', '.join(choice.tasks)})" if choice.tasks else ""
             notes = "<br>".join(
-                exclusion_text(e).removeprefix("excludes ").replace("|", " or ") for e in choice.excludes
+                conflict_text(e).removeprefix("excludes ").replace("|", " or ") for e in choice.excludes
             )
             yield f"| `{value}` | {choice.help}{only} | {notes} |"
 

@@ -175,7 +175,12 @@ def test_other_tokens_are_refused(made: Make, tmp_path: Path) -> None:
     options = [*SIZES, "--eval-every", 2, "--output-dir", out, "--data", tmp_path / "data"]
     train(project, *options, "--max-steps", 2)
     train(project, *options, "--max-steps", 4, "--resume")
-    tokenizer = tmp_path / "data" / "tokenizer.json"
+    tokenizer, kept = tmp_path / "data" / "tokenizer.json", out / "tokenizer.json"
+    assert kept.read_bytes() == tokenizer.read_bytes() and not list(out.glob("*.partial"))
+    kept.chmod(0o444)
+    before = kept.stat()
+    train(project, *options, "--max-steps", 4, "--resume")
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns, "what is written anew can be lost"
     tokenizer.write_text(tokenizer.read_text().replace("<|start|>", "<|begin|>"))
     result = train(project, *options, "--max-steps", 6, "--resume", check=False)
     assert result.code == 1 and "is not what this run began with" in result.message

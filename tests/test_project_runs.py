@@ -17,7 +17,7 @@ import torch
 
 from tests import projects
 from tests.conftest import Make, Whole
-from tests.guarantees.harness import SHORT, TASKS
+from tests.guarantees.harness import SHORT, TASKS, over_ranks
 from tests.projects import (
     checkpoints,
     edit,
@@ -171,3 +171,25 @@ def test_as_the_readme_says(made: Make, whole: Whole, tmp_path: Path, task: str,
     projects.run(project, projects.python(*words) if alone else projects.torchrun(*words))
     assert same_run(whole(project, *SHORT, ranks=0 if alone else 2), tmp_path)
     assert same_bits(*(load(checkpoints(tmp_path)[-1]) for _ in range(2)))
+
+
+# cpu projects beside a GPU
+
+# what PyTorch finds on a machine with one, as far as process groups ask
+WITH_GPU = """
+import torch
+
+torch._C._get_accelerator = lambda *_: torch.device("cuda")
+"""
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["project", "control"])
+@over_ranks
+def test_cpu_project_beside_a_gpu(tmp_path: Path, distributed: str, named: bool) -> None:
+    """The backend is named: PyTorch's own choice would be for the GPU."""
+    project = render(tmp_path / "demo", task="tabular", distributed=distributed)
+    if not named:
+        edit(project / "train.py", 'init_process_group("gloo")', "init_process_group()")
+    options = ["--max-steps", 2, "--output-dir", tmp_path / "out"]
+    results = train_ranks(project, *options, check=False, first=WITH_GPU, timeout=60)
+    assert all(result.code == 0 for result in results) == named, results[0].err

@@ -8,7 +8,17 @@ import pytest
 
 from tests.conftest import Make
 from tests.guarantees.harness import NOTES, noted
-from tests.projects import checkpoints, edit, few_examples, load, render, small_options, train_ranks, values
+from tests.projects import (
+    catalog,
+    checkpoints,
+    edit,
+    few_examples,
+    load,
+    render,
+    small_options,
+    train_ranks,
+    values,
+)
 
 pytestmark = pytest.mark.heavy
 COMPILED = {"task": "language-modeling", "distributed": "fsdp"}
@@ -57,3 +67,38 @@ def test_compiled_is_the_same_run(made: Make, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     names = [list(load(checkpoints(place)[-1])["model"]) for place in (eager, compiled)]
     assert names[0] == names[1]
+
+
+# the compiler's limit ends the run, instead of leaving the rest of the blocks as they are
+WITHIN_LIMIT = few_examples(42) + """
+import torch
+
+compile = torch.compile
+torch.compile = lambda function, **options: compile(function, backend="eager")
+torch.compiler.config.fail_on_recompile_limit_hit = True
+"""
+WITH_BLOCKS = [name for name, task in catalog().tasks.items() if task.facts.get("blocks")]
+LIMIT = "    torch.compiler.config.recompile_limit = 64\n"
+
+
+def within_limit(project: Path, folder: Path, *more: object) -> bool:
+    """At its default size, with evaluations whose last batch is smaller."""
+    options = ["--batch-size", 4, "--epochs", 2, "--max-steps", 12, "--output-dir", folder, *more]
+    results = train_ranks(project, *options, check=False, timeout=300, first=WITHIN_LIMIT)
+    assert all(result.code == 0 or "FailOnRecompileLimitHit" in result.err for result in results)
+    return all(result.code == 0 for result in results)
+
+
+@pytest.mark.parametrize("task", WITH_BLOCKS)
+def test_every_block_is_compiled(made: Make, tmp_path: Path, task: str) -> None:
+    assert within_limit(made(task=task, distributed="fsdp", features=("compile",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "task", [name for name in WITH_BLOCKS if catalog().tasks[name].facts.get("blocks_differ")]
+)
+def test_control_too_many_shapes(tmp_path: Path, task: str) -> None:
+    project = render(tmp_path / "demo", task=task, distributed="fsdp", features=("compile",))
+    edit(project / "train.py", LIMIT, "")
+    more = ("--levels", 3) if task == "diffusion" else ()
+    assert not within_limit(project, tmp_path / "out", *more)

@@ -596,6 +596,36 @@ def test_08_sigterm(made: Make, whole: Whole, tmp_path: Path, task: str, workers
     assert same_run(whole(project, *options), tmp_path)
 
 
+FORKSERVER = "    import multiprocessing\n\n    multiprocessing.set_start_method('forkserver')\n"
+
+
+def stopped_with_forkserver(project: Path, out: Path) -> int:
+    """SIGTERM to the group of a run whose loaders start by default as from Python 3.14 on."""
+    main = 'if __name__ == "__main__":\n'
+    edit(project / "train.py", main, main + FORKSERVER)
+    options = ["--epochs", 400, "--batch-size", 8, "--workers", 2, "--output-dir", out]
+    with projects.started(project, projects.python("train.py", *options)) as process:
+        until(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 5)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_08_loaders_are_forked(tmp_path: Path) -> None:
+    assert stopped_with_forkserver(render(tmp_path / "demo", task="tabular"), tmp_path / "out") == 143
+
+
+def test_08_control_loaders_are_forked(tmp_path: Path) -> None:
+    codes = []
+    for strike in range(8):
+        project = render(tmp_path / str(strike), task="tabular")
+        edit(project / "train.py", '"fork" if args.workers and', "None if args.workers and")
+        codes.append(stopped_with_forkserver(project, tmp_path / f"out{strike}"))
+        if codes[-1] != 143:
+            return
+    raise AssertionError(codes)
+
+
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
 def test_08_sigterm_while_loaders_start(made: Make, tmp_path: Path, delay: float) -> None:
     """The first evaluation starts loaders; a signal to the group finds them at any moment of their birth."""

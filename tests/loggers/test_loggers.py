@@ -197,7 +197,8 @@ def compare_scalars(found: dict[str, Any], output_dir: Path) -> None:
 
 
 def check_all(client: Client, output_dir: Path) -> None:
-    reads = [name for name in ("scalars", "config", "pictures", "artifacts") if name in client.functions]
+    known = ("scalars", "config", "pictures", "artifacts", "status")
+    reads = [name for name in known if name in client.functions]
     found = client.ask(reads, output_dir)
     compare_scalars(found["scalars"], output_dir)
     compare_config(found["config"], output_dir)
@@ -207,6 +208,7 @@ def check_all(client: Client, output_dir: Path) -> None:
     if "artifacts" in found:
         best = hashlib.sha256((output_dir / "checkpoints" / "best.pt").read_bytes()).hexdigest()
         assert best in found["artifacts"].values()
+    assert found.get("status", "FINISHED") == "FINISHED"
 
 
 def compare_config(found: dict[str, Any], output_dir: Path) -> None:
@@ -314,6 +316,8 @@ def test_a_run_that_fails(name: str, served: bool, serve: Serve, tmp_path: Path)
     assert result.code == 1 and "Warning" not in result.err and "step 9: train/loss is nan" in result.err
     assert metrics(out)[-1]["step"] == 8
     check_scalars(client, out)
+    if "status" in client.functions:
+        assert client.ask(["status"], out) == {"status": "FAILED"}
 
 
 @pytest.fixture(scope="module")

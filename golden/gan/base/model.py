@@ -45,11 +45,11 @@ class Discriminator(nn.Module):
         self.apply(init)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, size, size) to logits, (batch)."""
+        """(batch, channels, size, size) to logits, (batch, 1, 1, 1)."""
         x = images
         for conv in [self.stem, *self.downs]:
             x = F.leaky_relu(conv(x), 0.2)
-        return self.head(x).flatten()
+        return self.head(x)
 
 
 def init(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--max-bytes", type=within(1), default=500, help="how many bytes to add")
     parser.add_argument("--temperature", type=within(0.0), default=0.8, help="0 always takes the likeliest")
-    parser.add_argument("--top-p", type=within(0.0, 1.0), default=0.95, help="draw from the top share")
+    parser.add_argument("--top-p", type=within(0.0, 1.0), default=0.95, help="draw from the likeliest tokens of this probability")
     parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of the draws")
     return parser.parse_args(argv)
 
@@ -32,9 +32,9 @@ def draw(logits: torch.Tensor, temperature: float, top_p: float) -> int:
     """Nucleus sampling (Holtzman et al., 2020) from logits, (vocabulary)."""
     if temperature == 0:
         return int(logits.argmax())
-    share, tokens = ((logits - logits.max()) / temperature).softmax(dim=0).sort(descending=True)
-    outside = share.cumsum(dim=0) - share > top_p  # those before it have that share already
-    return int(tokens[share.masked_fill(outside, 0).multinomial(1)])
+    probs, tokens = ((logits - logits.max()) / temperature).softmax(dim=0).sort(descending=True)
+    outside = probs.cumsum(dim=0) - probs > top_p  # those before it have that much already
+    return int(tokens[probs.masked_fill(outside, 0).multinomial(1)])
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Actor and critic of proximal policy optimisation: two perceptrons that share nothing but their input."""
+"""Actor and critic of proximal policy optimisation: two MLPs that share nothing but their input."""
 
 import math
 
@@ -29,7 +29,7 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10, 10)
 
 
-def perceptron(inputs: int, width: int, outputs: int, gain: float) -> nn.Sequential:
+def mlp(inputs: int, width: int, outputs: int, gain: float) -> nn.Sequential:
     """Two hidden layers; orthogonal weights (Saxe et al., 2014), those of the output scaled by `gain`."""
     layers = [nn.Linear(inputs, width), nn.Linear(width, width), nn.Linear(width, outputs)]
     for layer, scale in zip(layers, [math.sqrt(2), math.sqrt(2), gain]):
@@ -43,8 +43,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         num_inputs, self.num_actions = observation_space.shape[0], int(action_space.n)
         self.norm = RunningNorm(num_inputs)
-        self.actor = perceptron(num_inputs, width, self.num_actions, gain=0.01)  # at first, all are as likely
-        self.critic = perceptron(num_inputs, width, 1, gain=1.0)
+        self.actor = mlp(num_inputs, width, self.num_actions, gain=0.01)  # at first, all are as likely
+        self.critic = mlp(num_inputs, width, 1, gain=1.0)
 
     def forward(self, observations: torch.Tensor) -> tuple[Categorical, torch.Tensor]:
         """(batch, inputs) to the policy, a distribution over actions for each, and values, (batch)."""

@@ -5,7 +5,6 @@ Launch: python train.py
 
 import argparse
 import math
-import os
 import signal
 import sys
 import threading
@@ -51,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=within(0), default=0, help="threads of environments; 0 for none")
     parser.add_argument("--log-every", type=within(1), default=10, help="steps between log lines")
     parser.add_argument("--checkpoint-every", type=within(1), default=200, help="steps between checkpoints")
-    parser.add_argument("--clip-grad", type=within(1e-6), default=0.5, help="largest gradient norm")
+    parser.add_argument("--clip-grad", type=within(1e-6), default=0.5, help="maximum gradient norm")
     parser.add_argument("--num-envs", type=within(1), default=8, help="environments")
     parser.add_argument("--num-steps", type=within(1), default=128, help="of each of them in an epoch")
     parser.add_argument("--update-epochs", type=within(1), default=10, help="passes over each rollout")
@@ -95,7 +94,7 @@ def measure(model: ActorCritic, rollouts: Rollouts, device: torch.device, clip: 
     return rollouts.metrics | {
         "train/entropy": policy.entropy().mean().item(),
         "train/kl": (log_ratio.expm1() - log_ratio).mean().item(),  # never below 0 (Schulman, 2020)
-        "train/clipped": (log_ratio.expm1().abs() > clip).double().mean().item(),
+        "train/clip_fraction": (log_ratio.expm1().abs() > clip).double().mean().item(),
     }
 
 
@@ -129,7 +128,6 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(f"{args.output_dir} holds a run: go on with --resume, or start another with --output-dir")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    os.register_at_fork(after_in_child=os.setpgrp)  # a signal to the whole group must not end loaders
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
 

@@ -142,6 +142,8 @@ def main(args: argparse.Namespace) -> int:
         DataLoader,
         batch_size=None,  # the sets hand out whole batches
         num_workers=args.workers,
+        # forkserver, what Python 3.14 takes, would be ended by a signal to the whole group
+        multiprocessing_context="fork" if args.workers and sys.platform == "linux" else None,
         persistent_workers=args.workers > 0,
         generator=torch.Generator(),  # what loaders draw is not taken from the model's draws
     )

@@ -20,7 +20,6 @@ def check_finite(metrics: dict[str, float], step: int) -> None:
 
 def open_metrics(path: Path, step: int) -> TextIO:
     """Open for appending, cut off behind `step`: what comes after it is about to be run again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
     file.seek(0)
     end = 0

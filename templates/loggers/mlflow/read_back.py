@@ -48,6 +48,10 @@ def artifacts(output_dir: Path) -> dict[str, str]:
     return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
 
 
+def status(output_dir: Path) -> str:
+    return run_of(output_dir).info.status
+
+
 def serve(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """The command of a server, and the variables that lead a project to it."""
     folder.mkdir(exist_ok=True)

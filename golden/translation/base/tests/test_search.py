@@ -23,8 +23,8 @@ def small_model() -> Transformer:
 
 def score(model: Transformer, tokens: tuple[int, ...], length_penalty: float) -> float:
     logits = model(torch.tensor([SOURCE]), torch.tensor([[START, *tokens[:-1]]]))[0, :, END:]
-    chances = logits.log_softmax(dim=1).gather(1, torch.tensor(tokens)[:, None] - END)
-    return chances.sum().item() / ((5 + len(tokens)) / 6) ** length_penalty
+    log_probs = logits.log_softmax(dim=1).gather(1, torch.tensor(tokens)[:, None] - END)
+    return log_probs.sum().item() / ((5 + len(tokens)) / 6) ** length_penalty
 
 
 def test_caches_change_nothing() -> None:
