@@ -88,7 +88,7 @@ def parse_text(text: str, origin: str) -> dict[str, Any]:
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except RecursionError:
         raise RequestError(f"{origin} is nested too deep: answers are key = value") from None
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:  # also of a number with too many digits
         raise RequestError(f"{origin} is neither JSON nor TOML: {error}") from None
     return from_dict(values, origin)
 
@@ -110,6 +110,8 @@ def parse_words(words: Iterable[str], base: Mapping[str, Any]) -> dict[str, Any]
         items = [item for item in value.split(",") if item]
         now = list(changes.get(key, base.get(key, ())))
         if sign == "+":
+            if again := [item for item in items if item in now]:
+                raise RequestError(f"{word!r}: {again[0]} is chosen already")
             items = now + items
         elif sign == "-":
             missing = [item for item in items if item not in now]

@@ -26,6 +26,9 @@ class Group(typer.core.TyperGroup):
             return super().main(*args, **options | {"standalone_mode": False})
         try:
             code = super().main(*args, **options | {"standalone_mode": False})
+        except OSError as error:  # a disk that is full, below what standard output goes to
+            typer.echo(f"scaffold: {error.strerror or error}", err=True)
+            sys.exit(1)
         except Exception as error:
             if not hasattr(error, "format_message"):  # what click raises for its user has it
                 raise
@@ -111,14 +114,20 @@ def root(
     pass
 
 
+def standard_input() -> str:
+    if sys.stdin is None:  # it was closed
+        raise RequestError("there is no standard input to read answers from: name a file")
+    return sys.stdin.read()
+
+
 def given_answers(flags: dict[str, Any], file: str | None) -> dict[str, Any]:
     """Answers from a file or standard input, then from flags, which win."""
     from scaffold.answers import from_dict, parse_text
 
     given: dict[str, Any] = {}
-    if file:
+    if file is not None:
         try:
-            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+            text = standard_input() if file == "-" else Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise RequestError(f"the answers file {file} cannot be read: {reason}") from None
@@ -167,6 +176,7 @@ def new(
     }
     with one_line():
         from scaffold.catalog import load_catalog
+        from scaffold.lint import required_names
         from scaffold.machine import quick_hardware
         from scaffold.plan import make_plan
         from scaffold.project import check_target, with_manifest, write
@@ -179,7 +189,8 @@ def new(
         if "name" in given:
             check_name(given["name"])
             check_target(output_dir / given["name"], {}, force)  # before any question
-        interactive = not (yes or as_json) and sys.stdin.isatty() and sys.stdout.isatty()
+        terminals = [stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)]
+        interactive = all(terminals) and not (yes or as_json)
         machine = quick_hardware()
         if interactive:
             from scaffold.prompts import ask
@@ -187,6 +198,7 @@ def new(
             given = ask(given, catalog, machine)
         answers = complete(given, catalog, machine)
         plan = make_plan(answers, catalog)
+        check_name(answers.name, required_names(plan.facts["requires"]))
         tree = with_manifest(Renderer(catalog).tree(plan), answers)
         target = output_dir / answers.name
         scripts: set[str] = set()
@@ -210,7 +222,11 @@ def new(
     first, launch = plan.facts["source"].first, plan.facts["launch"]
     steps = [f"cd {shlex.quote(str(target))}", "pip install -e '.[dev]'", *([first] if first else []), launch]
     typer.echo("\n  ".join(["\nnext:", *steps]))
-    typer.echo(f"\nthe same again:\n  {recreate(values, cookiecutter, trust)}")
+    more = [] if output_dir == Path(".") else ["--output-dir", str(output_dir)]
+    more += ["--cookiecutter", cookiecutter] if cookiecutter is not None else []
+    more += ["--trust"] if cookiecutter is not None and trust else []
+    more += [] if cookiecutter is not None and interactive else ["--yes"]  # the house asks for its own
+    typer.echo(f"\nthe same again:\n  {recreate(values, catalog, *more)}")
 
 
 @app.command("list")
@@ -239,7 +255,9 @@ def diff(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH] KEY=VALUE...", help="a project, and the choices to change", show_default=False
+            metavar="[PATH] KEY=VALUE...",
+            help="a project, or that of this folder, and the choices to change",
+            show_default=False,
         ),
     ] = None,
     task: TaskOption = None,
@@ -266,18 +284,21 @@ def diff(
         from scaffold.catalog import load_catalog
         from scaffold.compare import changed_lines, difference
         from scaffold.plan import make_plan
-        from scaffold.project import read_answers
+        from scaffold.project import MANIFEST, read_answers
         from scaffold.render import Renderer
         from scaffold.rules import complete
 
         catalog = load_catalog()
         given = list(words or ())
-        path = given.pop(0) if given and "=" not in given[0] else None
+        is_path = bool(given) and ("=" not in given[0] or Path(given[0]).is_dir())
+        path = given.pop(0) if is_path else None
         if not given:
             raise RequestError("diff needs at least one key=value, for example distributed=ddp")
         flags = {key: value for key, value in base.items() if value not in (None, [])}
         if path and flags:
             raise RequestError("diff takes a project or --task and the like to start from, not both")
+        if not path and not flags and Path(MANIFEST).exists():
+            path = "."
         start = read_answers(Path(path), catalog) if path else complete(given_answers(flags, None), catalog)
         changes = parse_words(given, start.to_dict())
         end = complete(start.to_dict() | changes, catalog)
@@ -400,13 +421,13 @@ def plan(
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has, and the defaults that follow."""
     from scaffold.catalog import load_catalog
-    from scaffold.machine import inspect
+    from scaffold.machine import inspect, quick_hardware
     from scaffold.rules import default
 
     found = inspect()
     with one_line():
         catalog = load_catalog()
-    chosen = {"hardware": found["hardware"]}
+    chosen = {"hardware": quick_hardware()}  # as `new` does, which does not ask PyTorch
     found["defaults"] = chosen | {key: default(key, chosen, catalog) for key in ("precision", "distributed")}
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -31,7 +31,7 @@ def furnish(tree: Tree, template: str, name: str, trust: bool, ask: bool) -> tup
                 accept_hooks=trust,
             )
         except Exception as error:  # what a template of theirs, git or a hook raises is not ours to know
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = " ".join(str(error).split()) or type(error).__name__
             raise RequestError(f"the house template {template} cannot be rendered: {line}") from None
         house, scripts = {}, set()
         for path in sorted(Path(place).rglob("*")):

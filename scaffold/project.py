@@ -36,20 +36,26 @@ def read_answers(folder: Path, catalog: Catalog) -> Answers:
     """What the project in `folder` was written with."""
     path = folder / MANIFEST
     try:
-        values = from_dict(tomllib.loads(path.read_text(encoding="utf-8"))["answers"], "its answers")
+        values = from_dict(tomllib.loads(path.read_text(encoding="utf-8")).get("answers", {}), "its answers")
         if missing := [key for key in ("name", *BY_KEY) if key not in values]:
-            raise KeyError(missing[0])
-        return complete(values, catalog)
+            raise RequestError(f"its answers lack {missing[0]!r}")
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"{folder} is not a scaffold project: it has no {MANIFEST}") from None
-    except (RequestError, OSError, ValueError, KeyError, RecursionError) as error:
-        raise RequestError(f"{path} cannot be read ({error}): restore it from version control") from None
+    except (RequestError, OSError, ValueError, RecursionError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise RequestError(f"{path} cannot be read ({why}): restore it from version control") from None
+    try:
+        return complete(values, catalog)
+    except RequestError as error:  # of a plug-in that is not installed, say
+        raise RequestError(f"{path}: {error}") from None
 
 
 def check_target(target: Path, tree: Tree, force: bool) -> None:
     """Refuse to write over what is there, unless told to."""
     with readable(target):
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
+        if target.is_symlink():
+            raise RequestError(f"{target} is a link: choose another name, or where it leads to")
+        if target.exists() and not target.is_dir():
             raise RequestError(f"{target} exists and is not a folder: choose another name")
         if target.is_dir() and any(target.iterdir()) and not force:
             raise RequestError(

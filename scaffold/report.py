@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog
-from scaffold.rules import Rule, all_rules
+from scaffold.rules import Rule, all_rules, default
 
 if TYPE_CHECKING:
     from scaffold.check import Fault, Report
@@ -52,7 +52,7 @@ def choices(catalog: Catalog, keys: list[str]) -> Choices:
 
 def conflicts(rules: tuple[Rule, ...], key: str, value: str, tasks: list[str]) -> list[Conflict]:
     """`tasks` are those that alone offer the value: they need not be named."""
-    if key == "task":  # a task excludes nothing by itself: its data and features do
+    if key == "task":  # said where it is looked for: at what a task is not offered with
         return []
     found = [rule for rule in rules if value in rule.when.get(key, ())]
     return [
@@ -108,16 +108,16 @@ def assumed(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={show(value)}" for key, value in values.items() if key not in given)
 
 
-def recreate(values: Mapping[str, Any], house: str | None = None, trust: bool = False) -> str:
-    """One line that writes the same project."""
+def recreate(values: Mapping[str, Any], catalog: Catalog, *more: str) -> str:
+    """One line that writes the same project; `more` are the options that are no answers."""
     words = ["scaffold", "new", values["name"]]
     for axis in AXES:
         value = values[axis.key]
-        for item in value if axis.many else [value]:
-            words += [f"--{axis.key}", item]
-    words += ["--cookiecutter", house] if house else []
-    words += ["--trust"] if house and trust else []
-    return shlex.join([*words, "--yes"])
+        chosen = value if axis.many else [value]
+        if axis.many and not chosen and default(axis.key, values, catalog):
+            chosen = ["none"]
+        words += [word for item in chosen for word in (f"--{axis.key}", item)]
+    return shlex.join([*words, *more])
 
 
 def tree_lines(paths: list[str]) -> Iterator[str]:

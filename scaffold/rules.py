@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -241,8 +241,21 @@ def followed(choose: str, answers: Mapping[str, tuple[str, ...]]) -> list[dict[s
 
 def default(key: str, chosen: Mapping[str, Any], catalog: Catalog, machine: str | None = None) -> Any:
     """The default of a question, given the answers so far and the hardware this machine has."""
-    if key == "hardware" and machine and not why_not(key, machine, chosen, catalog):
-        return machine
+    value = usual(key, chosen, catalog)
+    if key == "hardware":
+        wished = filter(None, (machine, value, *catalog.values(key)))
+        return next((item for item in wished if not why_not(key, item, chosen, catalog)), value)
+    if not isinstance(value, tuple):
+        return value
+    kept: tuple[str, ...] = ()
+    for item in value:  # what nobody chose gives way to what somebody did
+        if not why_not(key, item, {**chosen, key: kept}, catalog):
+            kept += (item,)
+    return kept
+
+
+def usual(key: str, chosen: Mapping[str, Any], catalog: Catalog) -> Any:
+    """The task's own default, or that of the first row whose conditions hold."""
     if (task := catalog.tasks.get(chosen.get("task", ""))) and key in task.defaults:
         return task.defaults[key]
     return next(
@@ -256,7 +269,8 @@ def complete(given: Mapping[str, Any], catalog: Catalog, machine: str | None = N
     """Fill what was not given, check everything, put lists in catalog order."""
     values = dict(given)
     for axis in AXES:
-        values.setdefault(axis.key, default(axis.key, values, catalog, machine))
+        if axis.key not in values:
+            values[axis.key] = default(axis.key, values, catalog, machine)
     values.setdefault("name", values["task"])
     for axis in AXES:
         known = list(catalog.values(axis.key, values["task"]))
@@ -297,13 +311,14 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt"
 PACKAGES = {"torch", "numpy", "tqdm", "pytest", "scaffold", "tests", "test"}
 
 
-def check_name(name: str) -> None:
-    """A project's name is a folder and a package name on every system."""
+def check_name(name: str, required: Collection[str] = ()) -> None:
+    """A project's name is a folder and a package name on every system, and of none that it requires."""
     advice = "use letters, digits, '-' and '_', starting with a letter, for example my-project"
     if not name or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name, re.ASCII):
         place = "; --output-dir says where it goes" if "/" in name else ""
         raise RequestError(f"{name!r} is not a project name: {advice}{place}")
     if keyword.iskeyword(name) or name.lower() in RESERVED:
         raise RequestError(f"{name!r} is a reserved word: {advice}")
-    if name.lower() in PACKAGES:
+    packages = {package.lower().replace("_", "-") for package in (*PACKAGES, *required)}
+    if name.lower().replace("_", "-") in packages:
         raise RequestError(f"{name!r} is the name of a package that the project uses: {advice}")

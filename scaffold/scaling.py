@@ -262,9 +262,11 @@ def as_number(text: str, option: str, whole: bool = False, most: float = 1e15) -
     match = re.fullmatch(r"(\d+\.?\d*(?:e\d{1,2})?)([KMBT]?)", text.strip(), re.IGNORECASE)
     # decimal, so that 16.4B is a whole number
     value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else Decimal()
+    example = "8" if most < 7e9 else "8 or 7e9 or 1.3B"
     if not 0 < value <= most or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise RequestError(f"{option} {text!r} is not {kind} above 0, such as 8 or 7e9 or 1.3B")
+        limit = f", at most {most:g}" if value > most else ""
+        raise RequestError(f"{option} {text!r} is not {kind} above 0{limit}, such as {example}")
     return float(value)
 
 

@@ -161,26 +161,30 @@ def trial(
     """A warm process and a scratch folder; nothing is left of either, however this ends."""
     if not hasattr(os, "fork"):
         raise RequestError("verify needs a POSIX system: it forks and signals the runs it makes")
-    command = shutil.which(python or project_python(project))
+    wanted = python or project_python(project)
+    command = shutil.which(wanted)
     if command is None:
-        raise RequestError(f"{python} is not a program: name the project's Python")
+        raise RequestError(f"{wanted} is not a program: name the project's Python with --python")
     with (
         sigterm_raises(),
         tempfile.TemporaryDirectory(prefix="scaffold-verify-", ignore_cleanup_errors=True) as scratch,
     ):
         words = [os.path.abspath(command), str(Path(__file__).with_name("warm.py")), str(project)]
         complaint = Path(scratch, "warm.err")
-        with complaint.open("w") as err:
-            warm = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                text=True,
-                cwd=scratch,
-                env=os.environ | ENVIRONMENT | dict(env),
-                start_new_session=True,
-            )
+        try:
+            with complaint.open("w") as err:
+                warm = subprocess.Popen(
+                    words,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    text=True,
+                    cwd=scratch,
+                    env=os.environ | ENVIRONMENT | dict(env),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise RequestError(f"{command} cannot be run: {error.strerror}") from None
         try:
             assert warm.stdin and warm.stdout
             if warm.stdout.readline() != "ready\n":

@@ -57,7 +57,7 @@ def warm_up(project: Path) -> None:
                     names.add(node.module)
     for name in sorted(names):
         if name.partition(".")[0] not in own:
-            with suppress(Exception):
+            with suppress(Exception, SystemExit), redirect_stdout(sys.stderr):  # our answers go to the other
                 importlib.import_module(name)
     gc.freeze()
 

@@ -53,6 +53,10 @@ Invoke = Callable[..., Result]
 Refused = Callable[..., str]
 
 
+# nothing of what its task has by default
+BARE = {"task": "diffusion", "with": "none"}
+
+
 def as_flags(answers: dict[str, Any]) -> list[str]:
     pairs = [(key, value) for key, value in answers.items() if key != "name"]
     return [
@@ -150,11 +154,12 @@ def test_the_end_shows_the_tree_the_next_commands_and_the_same_again(run: Run, p
         "  torchrun --standalone --nproc-per-node gpu train.py",
     ]
     assert rest[4:6] == ["", "the same again:"]
-    assert shlex.split(rest[6]) == ["scaffold", "new", "demo", *as_flags(RICH), "--yes"]
+    place_of_it = ["--output-dir", "my work"]
+    assert shlex.split(rest[6]) == ["scaffold", "new", "demo", *as_flags(RICH), *place_of_it, "--yes"]
     assert len(rest) == 7
 
 
-@pytest.mark.parametrize("answers", [PLAIN, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("answers", [PLAIN, RICH, BARE], ids=["plain", "rich", "bare"])
 def test_the_recreate_line_writes_the_same_project(run: Run, place: Path, answers: dict[str, Any]) -> None:
     line = run("new", "demo", *as_flags(answers)).stdout.splitlines()[-1]
     assert run(*shlex.split(line)[1:], "-o", "again").returncode == 0
@@ -402,10 +407,11 @@ def test_a_target_that_is_no_folder(refused: Refused, place: Path, force: tuple[
     (place / "elsewhere").mkdir()
     (place / "link").symlink_to("elsewhere")
     (place / "dangling").symlink_to("nowhere")
-    for name in ("file", "link", "dangling"):
-        assert (
-            refused("new", name, "--yes", *force) == f"{name} exists and is not a folder: choose another name"
-        )
+    line = "file exists and is not a folder: choose another name"
+    assert refused("new", "file", "--yes", *force) == line
+    for name in ("link", "dangling"):
+        line = f"{name} is a link: choose another name, or where it leads to"
+        assert refused("new", name, "--yes", *force) == line
 
 
 def test_a_folder_where_a_file_should_go(refused: Refused, place: Path) -> None:
@@ -824,6 +830,32 @@ def test_a_script_of_the_house_stays_a_script(run: Run, place: Path, house: Path
     assert copy.stat().st_mode & stat.S_IXUSR
 
 
+@pytest.mark.parametrize(("name", "data"), [("pandas", "files"), ("Scikit_Learn", "sample")])
+def test_a_project_has_the_name_of_nothing_it_requires(refused: Refused, name: str, data: str) -> None:
+    line = refused("new", name, "--task", "tabular", "--data", data, "--yes")
+    assert line.startswith(f"{name!r} is the name of a package that the project uses")
+
+
+def test_without_standard_input(run: Run, place: Path) -> None:
+    closed = [sys.executable, "-c", "import os, sys; os.close(0); os.execv(sys.argv[1], sys.argv[1:])"]
+    done = run("new", "demo", command=[*closed, *COMMAND])
+    assert (done.returncode, done.stderr) == (0, "") and (place / "demo").is_dir()
+    done = run("new", "other", "--answers", "-", command=[*closed, *COMMAND])
+    line = "scaffold: there is no standard input to read answers from: name a file\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_with_standard_output_on_a_full_disk(place: Path, env: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (1, "scaffold: No space left on device\n")
+
+
+def test_a_number_of_too_many_digits(refused: Refused) -> None:
+    assert "neither JSON nor TOML" in refused("new", "demo", "--answers", "-", stdin="task=" + "9" * 5000)
+
+
 # --- list, diff, doctor
 
 
@@ -925,7 +957,7 @@ def test_diff_of_what_is_there_already(run: Run) -> None:
         (("precision+=fp16",), "precision takes one value, write precision=fp16"),
         (("with-=ema",), "ema is not chosen there"),
         (("with=ema,ema",), "with 'ema' was given twice"),
-        (("with=ema", "with+=ema"), "with 'ema' was given twice"),
+        (("with=ema", "with+=ema"), "'with+=ema': ema is chosen already"),
         (("with=ema", "with+=none"), "with 'none' cannot stand beside others"),
         (("logger=none,wandb",), "logger 'none' cannot stand beside others"),
         (("task=tabular", "data=imagenet"), "choose task=image-classification"),
@@ -962,6 +994,31 @@ def test_diff_of_a_project_whose_record_is_damaged(refused: Refused, place: Path
     (place / "demo").mkdir()
     (place / "demo" / ".scaffold.toml").write_bytes(text)
     assert ".scaffold.toml" in refused("diff", "demo", "distributed=ddp")
+
+
+def test_a_record_that_lacks_an_answer_says_which(refused: Refused, place: Path) -> None:
+    (place / "demo").mkdir()
+    (place / "demo" / ".scaffold.toml").write_text('[answers]\nname = "demo"\n')
+    assert "cannot be read (its answers lack 'task')" in refused("diff", "demo", "distributed=ddp")
+
+
+def test_a_record_of_a_plug_in_that_is_gone(refused: Refused, run: Run, place: Path) -> None:
+    """The file is sound: nothing is to be restored."""
+    run("new", "demo", "--yes")
+    record = place / "demo" / ".scaffold.toml"
+    record.write_text(record.read_text().replace("image-classification", "line"))
+    line = refused("diff", "demo", "distributed=ddp")
+    assert "unknown task 'line'" in line and "restore" not in line
+
+
+def test_diff_inside_of_a_project(run: Run, place: Path) -> None:
+    """What one stands in is what one means."""
+    run("new", "demo", "--task", "tabular", "--yes")
+    named = run("diff", "demo", "with=ema").stdout
+    assert run("diff", "with=ema", cwd=place / "demo").stdout == named != run("diff", "with=ema").stdout
+    (place / "lr=1").mkdir()
+    run("new", "demo", "--task", "tabular", "--yes", "-o", "lr=1")
+    assert run("diff", "lr=1/demo", "with=ema").stdout == named
 
 
 def test_diff_of_a_project_whose_record_is_a_folder(refused: Refused, place: Path) -> None:

@@ -117,9 +117,20 @@ def test_messages_say_what_would_work(catalog: Catalog) -> None:
     with pytest.raises(RequestError, match=r"ddp.*tpu.*distributed=spmd"):
         complete({"hardware": "tpu", "distributed": "ddp", "precision": "bf16"}, catalog)
     with pytest.raises(RequestError, match=r"spmd.*cpu.*distributed=ddp"):
-        complete({"distributed": "spmd"}, catalog)
+        complete({"distributed": "spmd", "hardware": "cpu"}, catalog)
     with pytest.raises(RequestError, match="did you mean 'tabular'"):
         complete({"task": "tabula"}, catalog)
+
+
+def test_defaults_give_way(catalog: Catalog) -> None:
+    """What nobody chose excludes nothing that somebody chose."""
+    assert complete({"distributed": "spmd"}, catalog, machine="gpu").hardware == "tpu"
+    assert complete({"precision": "tf32"}, catalog).hardware == "gpu"
+    assert complete({"precision": "bf16"}, catalog).hardware == "cpu"
+    assert complete({"task": "diffusion"}, catalog).features == ("ema",)
+    assert complete({"task": "diffusion", "distributed": "deepspeed"}, catalog).features == ()
+    with pytest.raises(RequestError, match="ema"):
+        complete({"task": "diffusion", "distributed": "deepspeed", "with": ("ema",)}, catalog)
 
 
 def test_partial_answers_exclude_only_what_is_certain(catalog: Catalog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -324,7 +325,11 @@ def test_data_that_are_not_there(run: Run, tmp_path: Path) -> None:
         ([], ". is not a scaffold project: it has no .scaffold.toml"),
         (["demo", "more"], "'more' is one word too many: options for train.py come after --"),
         (["demo", "--", "--max-steps=3"], "verify sets --max-steps itself: leave it out"),
-        (["demo", "--python", "nix"], "nix is not a program: name the project's Python"),
+        (
+            ["demo", "--python", "nix"],
+            "nix is not a program: name the project's Python with --python",
+        ),
+        (["demo", "--python", "./no-program"], "./no-program cannot be run: Exec format error"),
         (
             ["demo", "--python", "/bin/false"],
             "/bin/false cannot import torch: name the project's with --python",
@@ -334,8 +339,23 @@ def test_data_that_are_not_there(run: Run, tmp_path: Path) -> None:
 )
 def test_requests_that_are_none(run: Run, place: Path, words: list[str], line: str) -> None:
     render(place / "demo", task="tabular")
+    (place / "no-program").write_text("no program")
+    (place / "no-program").chmod(0o755)
     done = run("verify", *words)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"scaffold: {line}\n")
+
+
+def test_imports_that_print_or_exit(run: Run, place: Path) -> None:
+    """A library may greet whoever imports it; it is not torch that fails."""
+    project = render(place / "demo", task="tabular")
+    folder = place / "libraries"
+    folder.mkdir()
+    (folder / "greeting.py").write_text("print('welcome')\n")
+    (folder / "leaving.py").write_text("raise SystemExit('no licence')\n")
+    edit(project / "train.py", "import argparse\n", "import argparse\nimport greeting\nimport leaving\n")
+    done = run("verify", "demo", env=dict(os.environ) | {"PYTHONPATH": str(folder)})
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "a plain run fails: it ended with 1: no licence" in done.stdout
 
 
 def test_a_python_without_torch(run: Run, place: Path) -> None:

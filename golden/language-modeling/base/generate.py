@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="", help="the text to go on from")
     parser.add_argument("--max-bytes", type=within(1), default=500, help="how many bytes to add")
     parser.add_argument("--temperature", type=within(0.0), default=0.8, help="0 always takes the likeliest")
-    parser.add_argument("--top-p", type=within(0.0, 1.0), default=0.95, help="draw from the likeliest tokens of this probability")
+    parser.add_argument("--top-p", type=within(0.0, 1.0), default=0.95, help="probability to draw from")
     parser.add_argument("--seed", type=within(0, 2**63 - 1), default=0, help="of the draws")
     return parser.parse_args(argv)
 

@@ -32,8 +32,8 @@ def save_checkpoint(directory: Path, parts: dict[str, Any], counters: dict[str, 
         publish(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save has the second for a full disk
         cannot_write(directory, error)
-    older = sorted(other for other in directory.glob("step-*.pt") if other.name < path.name)
-    for old in older[: 1 - KEEP]:
+    older = [other for other in directory.glob("step-*.pt") if other.name < path.name]
+    for old in sorted(older, reverse=True)[KEEP - 1 :]:
         old.unlink()
 
 

@@ -59,7 +59,7 @@ class TextClassifier(nn.Module):
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
-        for name, parameter in self.named_parameters():
+        for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)  # as in BERT
 

@@ -94,7 +94,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, picture
 
 def draw(confusion: torch.Tensor, classes: list[str], path: Path) -> None:
     """Save the confusion matrix: rows are true classes, columns predicted ones, blue for many."""
-    side, left = 48, 160  # pixels of a cell, and of the names
+    side, left = max(1, min(48, 4096 // len(classes))), 160  # pixels of a cell, and of the names
     image = Image.new("RGB", (left + side * len(classes), side * len(classes)), "white")
     pen = ImageDraw.Draw(image)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)

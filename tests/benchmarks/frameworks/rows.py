@@ -86,7 +86,14 @@ PROPERTIES = (
         "There is always a checkpoint that loads",
         "A run that is killed while it saves still resumes, without anybody looking for the right file.",
         "A checkpoint gets its name when it is whole and on the disk; older ones go after that.",
-        (PUBLISH, Where(BASE, "checkpoint.py", "    for old in older[: 1 - KEEP]:\n        old.unlink()")),
+        (
+            PUBLISH,
+            Where(
+                BASE,
+                "checkpoint.py",
+                "    for old in sorted(older, reverse=True)[KEEP - 1 :]:\n        old.unlink()",
+            ),
+        ),
     ),
     Property(
         3,
