@@ -183,7 +183,9 @@ torch._C._get_accelerator = lambda *_: torch.device("cuda")
 """
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["project", "control"])
+@pytest.mark.parametrize(
+    "named", [pytest.param(True, id="project"), pytest.param(False, id="control", marks=pytest.mark.heavy)]
+)
 @over_ranks
 def test_cpu_project_beside_a_gpu(tmp_path: Path, distributed: str, named: bool) -> None:
     """The backend is named: PyTorch's own choice would be for the GPU."""

@@ -514,7 +514,10 @@ def test_14_control_nan_saved(tmp_path: Path, distributed: str) -> None:
 WHAT_IS_CHECKED = "    assert {value.dtype for value in model.parameters()} == {torch.float32}\n"
 
 
-@pytest.mark.parametrize("resharded", [True, False], ids=["project", "control"])
+@pytest.mark.parametrize(
+    "resharded",
+    [pytest.param(True, id="project"), pytest.param(False, id="control", marks=pytest.mark.heavy)],
+)
 def test_14_what_is_checked_is_what_is_saved(tmp_path: Path, resharded: bool) -> None:
     """After an evaluation too, which gathers parameters at the precision of its passes."""
     given = {"task": "tabular", "hardware": "gpu", "precision": "bf16", "distributed": "fsdp"}

@@ -615,6 +615,7 @@ def test_08_loaders_are_forked(tmp_path: Path) -> None:
     assert stopped_with_forkserver(render(tmp_path / "demo", task="tabular"), tmp_path / "out") == 143
 
 
+@pytest.mark.heavy
 def test_08_control_loaders_are_forked(tmp_path: Path) -> None:
     codes = []
     for strike in range(8):
