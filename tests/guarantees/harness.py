@@ -27,6 +27,8 @@ mostly_alone = pytest.mark.parametrize(
     "distributed", ["none", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("ddp", "fsdp"))]
 )
 TASKS = [pytest.param("image-classification", marks=pytest.mark.heavy), "tabular"]
+# a fork beside a process group's threads: python/cpython#112275; docs/guarantees.md says it to users
+FORKS_CAN_HANG = sys.version_info < (3, 11, 10)
 NUM_TRAIN = {"image-classification": 1437, "tabular": 455}
 SHORT = ["--batch-size", 16, "--epochs", 3, "--max-steps", 40, "--log-every", 4, "--checkpoint-every", 7]
 
@@ -126,7 +128,12 @@ def killed_and_resumed(
 ) -> None:
     options = [*given, "--output-dir", output_dir, "--workers", workers, "--resume"]
     assert killed(project, *options, ranks=ranks, env={"KILL": moment})
-    train_ranks(project, *options, ranks=ranks)
+    try:
+        train_ranks(project, *options, ranks=ranks)
+    except TimeoutError:
+        if not (ranks and workers and FORKS_CAN_HANG):
+            raise
+        train_ranks(project, *options, ranks=ranks)  # what was killed once more is resumed once more
 
 
 def closed_form(step: int, peak: float, warmup: int, total: int) -> float:
