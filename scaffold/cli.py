@@ -226,7 +226,7 @@ def new(
     more += ["--cookiecutter", cookiecutter] if cookiecutter is not None else []
     more += ["--trust"] if cookiecutter is not None and trust else []
     more += [] if cookiecutter is not None and interactive else ["--yes"]  # the house asks for its own
-    typer.echo(f"\nthe same again:\n  {recreate(values, catalog, *more)}")
+    typer.echo(f"\nthe same again:\n  {recreate(answers, catalog, *more)}")
 
 
 @app.command("list")

@@ -16,15 +16,13 @@ SHARED = ("checkpoint.py", "record.py", "tests/test_train.py", "README.md", "pyp
 REQUIRES = ("numpy>=1.26", "tqdm>=4.66")
 TORCH = ("torch>=2.10",)  # whose attention takes batches of none, which a rank may have in an evaluation
 TORCH_XLA = ("torch==2.9.*", "torch_xla[tpu]==2.9.*")  # a pair: each is built for the other
+DEEPSPEED = ("deepspeed>=0.19.8",)
 CHECKPOINTS = {  # where it is not project/checkpoint.py.jinja
     "fsdp": "project/sharded_checkpoint.py.jinja",
     "deepspeed": "project/deepspeed_checkpoint.py.jinja",
 }
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 Facts = dict[str, Any]
-
-
-DEEPSPEED = ("deepspeed>=0.19.8",)
 TASK_FACTS = {  # what a task need not say of itself
     "blocks": "",  # what FSDP gathers, and is computed again, one at a time: where the task names it
     "blocks_differ": False,  # have they many shapes?

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from scaffold.answers import Answers
 from scaffold.axes import AXES, BY_KEY
 from scaffold.catalog import Catalog
 from scaffold.rules import Rule, all_rules, default
@@ -108,14 +109,14 @@ def assumed(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={show(value)}" for key, value in values.items() if key not in given)
 
 
-def recreate(values: Mapping[str, Any], catalog: Catalog, *more: str) -> str:
+def recreate(answers: Answers, catalog: Catalog, *more: str) -> str:
     """One line that writes the same project; `more` are the options that are no answers."""
-    words = ["scaffold", "new", values["name"]]
+    words = ["scaffold", "new", answers.name]
+    values = {axis.key: answers.get(axis.key) for axis in AXES}
     for axis in AXES:
-        value = values[axis.key]
-        chosen = value if axis.many else [value]
-        if axis.many and not chosen and default(axis.key, values, catalog):
-            chosen = ["none"]
+        chosen = answers.chosen(axis.key)
+        if not chosen and default(axis.key, values, catalog):
+            chosen = ("none",)
         words += [word for item in chosen for word in (f"--{axis.key}", item)]
     return shlex.join([*words, *more])
 

@@ -24,13 +24,18 @@ pytestmark = pytest.mark.heavy
 COMPILED = {"task": "language-modeling", "distributed": "fsdp"}
 BLOCK = "        block.forward = torch.compile(block.forward)  # what gathers its parameters stays outside\n"
 
-# how many graphs there are after each step; what is made of them does not matter
-NOTE_GRAPHS = NOTES + few_examples(40) + """
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch._dynamo.utils import counters
+# what is made of graphs does not matter
+EAGER = """
+import torch
 
 compile = torch.compile
 torch.compile = lambda function, **options: compile(function, backend="eager")
+"""
+# how many there are after each step
+NOTE_GRAPHS = NOTES + few_examples(40) + EAGER + """
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch._dynamo.utils import counters
+
 register_optimizer_step_post_hook(lambda *_: note(counters["stats"]["unique_graphs"]))
 """
 
@@ -70,11 +75,7 @@ def test_compiled_is_the_same_run(made: Make, tmp_path: Path) -> None:
 
 
 # the compiler's limit ends the run, instead of leaving the rest of the blocks as they are
-WITHIN_LIMIT = few_examples(42) + """
-import torch
-
-compile = torch.compile
-torch.compile = lambda function, **options: compile(function, backend="eager")
+WITHIN_LIMIT = few_examples(42) + EAGER + """
 torch.compiler.config.fail_on_recompile_limit_hit = True
 """
 WITH_BLOCKS = [name for name, task in catalog().tasks.items() if task.facts.get("blocks")]
