@@ -1,6 +1,6 @@
 """One process, one workload: the contestants in turn, on a terminal. Writes JSON.
 
-python race.py mlp|cnn|gpt OUT [--rounds 7]
+python race.py mlp|cnn|gpt OUT [--rounds 15]
 """
 
 import argparse
@@ -15,7 +15,7 @@ import generated
 import loops
 import torch
 from torch import nn
-from workloads import WORKLOADS, Tensors, Timed, Workload, loss_fn
+from workloads import ROUNDS, WORKLOADS, Tensors, Timed, Workload, loss_fn
 
 Loop = Callable[[Workload, Tensors, Tensors], nn.Module]
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = WORKLOADS[args.workload]

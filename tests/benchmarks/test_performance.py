@@ -15,7 +15,7 @@ GUARDS = {"mlp": (0.70, 1.25), "cnn": (0.72, 1.15), "gpt": (1.06, 1.12)}
 
 @functools.cache
 def race(workload: str) -> list[dict[str, dict[str, float]]]:
-    return training.race(workload, rounds=5)
+    return training.race(workload)
 
 
 @pytest.mark.heavy

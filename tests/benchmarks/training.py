@@ -10,6 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from workloads import ROUNDS
+
 # glibc gives freed memory back to the kernel and faults it in again at the next step: a tenth or more of a
 # convolution step, and most of its noise. Kept off for every contestant alike.
 QUIET_MALLOC = {
@@ -31,7 +33,7 @@ def drain(terminal: int, printed: list[bytes]) -> None:
         printed[:] = [*printed[-20:], data]
 
 
-def race(workload: str, rounds: int = 7) -> list[dict[str, dict[str, float]]]:
+def race(workload: str, rounds: int = ROUNDS) -> list[dict[str, dict[str, float]]]:
     """One entry a round: contestant -> seconds by wall clock and processor, and the final loss."""
     env = os.environ | QUIET_MALLOC | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:

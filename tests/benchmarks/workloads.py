@@ -2,9 +2,9 @@
 
 | name | model                                                     | batch | steps an epoch | epochs |
 | ---- | --------------------------------------------------------- | ----- | -------------- | ------ |
-| mlp  | 32-64-64-10                                               | 64    | 100            | 30     |
-| cnn  | two 3x3 convolutions with batch norm, 32x32 images        | 32    | 16             | 12     |
-| gpt  | two layers, width 128, four heads, 64 tokens              | 8     | 16             | 12     |
+| mlp  | 32-64-64-10                                               | 64    | 100            | 10     |
+| cnn  | two 3x3 convolutions with batch norm, 32x32 images        | 32    | 16             | 8      |
+| gpt  | two layers, width 128, four heads, 64 tokens              | 8     | 16             | 4      |
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import nn
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 50
+ROUNDS = 15  # many short ones: a burst of work beside them spoils a few, and no median
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
 
@@ -132,7 +133,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "mlp": Workload("mlp", MLP, lambda n, seed: labelled(n, (32,), seed), 64, 100, 30),
-    "cnn": Workload("cnn", CNN, lambda n, seed: labelled(n, (3, 32, 32), seed), 32, 16, 12, images=True),
-    "gpt": Workload("gpt", GPT, token_walks, 8, 16, 12),
+    "mlp": Workload("mlp", MLP, lambda n, seed: labelled(n, (32,), seed), 64, 100, 10),
+    "cnn": Workload("cnn", CNN, lambda n, seed: labelled(n, (3, 32, 32), seed), 32, 16, 8, images=True),
+    "gpt": Workload("gpt", GPT, token_walks, 8, 16, 4),
 }
