@@ -748,6 +748,25 @@ def test_19_control_best_rotated(tmp_path: Path) -> None:
         check_kept(tmp_path / "out", [35, 40])
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_19_as_many_are_kept_as_asked(tmp_path: Path, keep: int) -> None:
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / "checkpoint.py", "KEEP = 2", f"KEEP = {keep}")
+    train(project, *SHORT, "--output-dir", tmp_path / "out")
+    check_kept(tmp_path / "out", [29, 35, 40][-keep:])
+
+
+@pytest.mark.heavy
+def test_19_control_as_many_are_kept_as_asked(tmp_path: Path) -> None:
+    """Counted from the end, one less than one is all."""
+    project = render(tmp_path / "demo", task="tabular")
+    edit(project / "checkpoint.py", "KEEP = 2", "KEEP = 1")
+    edit(project / "checkpoint.py", "sorted(older, reverse=True)[KEEP - 1 :]", "sorted(older)[: 1 - KEEP]")
+    train(project, *SHORT, "--output-dir", tmp_path / "out")
+    with pytest.raises(AssertionError):
+        check_kept(tmp_path / "out", [40])
+
+
 EARLY = ["--lr", 0, "--patience", 2, "--batch-size", 65, "--checkpoint-every", 3]
 
 
