@@ -191,7 +191,7 @@ def test_a_gradient_that_is_not_finite_ends_every_process(
     edit(project / "train.py", "engine.backward(loss)", ruin)
     words = [*TABLE, "--zero-stage", stage, "--max-steps", 6, "--output-dir", tmp_path / "out"]
     for result in run(server, project, *words, code=1):
-        assert result.message == "step 3: the gradients are not finite; a lower --lr may help"
+        assert result.message == "step 4: the gradients are not finite; a lower --lr may help"
 
 
 MOVES = """

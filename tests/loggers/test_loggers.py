@@ -237,6 +237,8 @@ def test_all_that_is_logged(name: str, served: bool, serve: Serve, tmp_path: Pat
     result = client.train(project, *options, first=few_examples(32))
     assert "Warning" not in result.err
     check_all(client, tmp_path / "out")
+    if "status" in client.functions:
+        assert client.ask(["status"], tmp_path / "out") == {"status": "FINISHED"}
     assert names_in(project) == before and names_in(tmp_path) == {"demo", "out"}
 
 

@@ -50,6 +50,11 @@ def config(output_dir: Path) -> dict[str, object]:
     return {item.key: json.loads(item.value_json) for item in updates if not item.key.startswith("_")}
 
 
+def status(output_dir: Path) -> str:
+    [code] = [record.exit.exit_code for record in records(output_dir) if record.HasField("exit")]
+    return "FAILED" if code else "FINISHED"
+
+
 def pictures(output_dir: Path) -> list[int]:
     return [step for step, key, _ in history(output_dir) if key == ["pictures", "path"]]
 
