@@ -165,6 +165,7 @@ def launching(facts: Facts, name: str) -> Facts:
     launch = torchrun if facts["reduced"] else "python train.py"
     return {
         "launch": launch,
+        "sample_run": "sample run of one process" if facts["reduced"] else "sample run",
         "entrypoint": ", ".join(f'"{word}"' for word in launch.split()),
         "resource": name.lower().replace("_", "-").rstrip("-")[:40],  # its name in clusters
     }
