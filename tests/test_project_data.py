@@ -119,7 +119,8 @@ def in_turn(number: int, task: str) -> str:
     return able[number % len(able)]
 
 
-HEAVY = [(*kind, ("tensorboard", "wandb"), in_turn(number, kind[0])) for number, kind in enumerate(SAMPLES)]
+BOTH = ("tensorboard", "wandb")
+HEAVY = [(*kind, (BOTH[number % 2],), in_turn(number, kind[0])) for number, kind in enumerate(SAMPLES)]
 ALONE = [row[:3] for row in HEAVY if row[-1] == "none"]  # one process, with loggers: not again without
 
 

@@ -145,8 +145,10 @@ def storm(project: Path, output_dir: Path, kills: int, seed: int, ranks: int, *o
     train_ranks(project, *command, ranks=ranks)
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=pytest.mark.complete if n else pytest.mark.heavy) for n in range(3)],
+)
 @everywhere
 @pytest.mark.parametrize("task", TASKS)
 def test_01_killed_at_random(
