@@ -42,6 +42,13 @@ class Cover:
             self.seen |= runs
             self.files.setdefault(text, path)
 
+    def needed(self) -> dict[str, str]:
+        """Without those of which all is in files that came later."""
+        again = Cover()
+        for text, path in reversed(self.files.items()):
+            again.add(path, text)
+        return again.files
+
 
 @dataclass
 class Findings:
@@ -113,11 +120,12 @@ def test_the_plain_loop_is_short() -> None:
 
 def write_cover(findings: Findings, root: Path) -> None:
     """The covering files, each in a project's surroundings so that its own modules are known as such."""
-    for number, (text, path) in enumerate(findings.cover.files.items()):
+    files = findings.cover.needed()
+    for number, (text, path) in enumerate(files.items()):
         folder = root / f"p{number}"
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_text(text)
-    own = sorted({Path(path).stem for path in findings.cover.files.values()})
+    own = sorted({Path(path).stem for path in files.values()})
     settings = "line-length = 110\nlint.select = ['E', 'F', 'I']\n"
     (root / "ruff.toml").write_text(settings + f"lint.isort.known-first-party = {own}\n")
 
