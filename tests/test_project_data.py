@@ -47,8 +47,17 @@ def test_all_sources_are_tried() -> None:
     assert len(offered()) >= 6 + 6 + 3
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.heavy)])
-@pytest.mark.parametrize(("task", "data", "regression"), offered())
+def mark(heavy: bool) -> pytest.MarkDecorator:
+    return pytest.mark.heavy if heavy else pytest.mark.complete
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "regression", "ranks"),
+    [
+        *((*row, 0) for row in offered()),
+        *(pytest.param(*row, 2, marks=mark(row[1] == "files")) for row in offered()),
+    ],
+)
 def test_trains(tmp_path: Path, task: str, data: str, regression: bool, ranks: int) -> None:
     project = render(
         tmp_path / "demo",
@@ -121,6 +130,7 @@ def in_turn(number: int, task: str) -> str:
 
 BOTH = ("tensorboard", "wandb")
 HEAVY = [(*kind, (BOTH[number % 2],), in_turn(number, kind[0])) for number, kind in enumerate(SAMPLES)]
+RANKED = ("language-modeling", "text-classification")  # over ranks in the heavy run, with DDP and with FSDP
 ALONE = [row[:3] for row in HEAVY if row[-1] == "none"]  # one process, with loggers: not again without
 
 
@@ -133,7 +143,7 @@ ALONE = [row[:3] for row in HEAVY if row[-1] == "none"]  # one process, with log
             for row in OWN
             if row[:2] not in QUICK and row[:3] not in ALONE
         ),
-        *(pytest.param(*row, marks=pytest.mark.heavy) for row in HEAVY),
+        *(pytest.param(*row, marks=mark(row[-1] == "none" or row[0] in RANKED)) for row in HEAVY),
     ],
 )
 def test_own_tests_pass(

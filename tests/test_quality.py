@@ -12,10 +12,7 @@ import pytest
 from tests.projects import catalog, drive, metric, python, render, run, values
 from tests.support import leave
 
-SEEDS = [
-    pytest.param(0, marks=pytest.mark.heavy),
-    *(pytest.param(n, marks=pytest.mark.complete) for n in (1, 2)),
-]
+LONG = ("diffusion", "language-modeling")  # minutes on one processor
 LIMIT = 360  # seconds, where another test runs beside it; on two processors alone it is to be half of that
 
 
@@ -23,6 +20,17 @@ KINDS = [
     (task.name, features)
     for task in catalog().tasks.values()
     for features in [(), *((name,) for name in task.features)]
+]
+# of each task one run, if it is not a long one, is always made
+RUNS = [
+    pytest.param(
+        *kind,
+        seed,
+        marks=pytest.mark.complete if seed or kind[1] or kind[0] in LONG else pytest.mark.heavy,
+        id="-".join([kind[0], *kind[1], str(seed)]),
+    )
+    for kind in KINDS
+    for seed in range(3)
 ]
 
 
@@ -41,8 +49,7 @@ def shortfalls(series: list[float], seconds: float, bar: dict[str, float]) -> li
     return [name for name, bound in bar.items() if sign[name] * found[name] < sign[name] * bound]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("task", "features"), KINDS, ids=["-".join([task, *names]) for task, names in KINDS])
+@pytest.mark.parametrize(("task", "features", "seed"), RUNS)
 def test_sample_run(tmp_path: Path, task: str, features: tuple[str, ...], seed: int) -> None:
     project = render(tmp_path / "demo", task=task, features=features)
     start = time.monotonic()
