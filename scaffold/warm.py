@@ -1,6 +1,6 @@
 """Runs of a project's train.py, each forked from one process that has imported torch already.
 
-This file is never imported: the project's own Python runs it, with the project's folder as its argument.
+Scaffold never imports this file: the project's own Python runs it, with the project's folder as its argument.
 It reads requests from standard input, a line of JSON each; when that is closed it ends all that it started.
 """
 
@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ GRACE = 20  # seconds for the others when one process has failed
 def main() -> None:
     project = sys.argv[1]
     sys.path[0] = project
-    spared = spare_modules()
+    spare = spare_modules()
     try:
         importlib.import_module("torch")
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
     warm_up(Path(project))
-    spared |= {name: sys.modules[name] for name in sys.modules.keys() - {"sys", "builtins", "__main__"}}
+    spare()
     print("ready", flush=True)
     while line := sys.stdin.readline():
         request = json.loads(line)
@@ -47,16 +48,21 @@ def main() -> None:
         print(json.dumps(ends(pids, request["limit"])), flush=True)
 
 
-def spare_modules() -> dict[str, Any]:
-    """The modules put into this dict are not taken apart when a run's interpreter ends.
+def spare_modules() -> Callable[[], None]:
+    """Called later, the function returned has what is imported by then not taken apart at a run's end.
 
-    That would write to, and so copy, all the pages on which they lie: a third of what a short run costs.
-    Registered before any of them is imported, this is the last that a run does.
+    That would write to, and so copy, all the pages on which it lies: a third of what a short run costs.
+    Registered before anything is imported, this is the last that a run does.
     """
+    stay = ("sys", "builtins", "__main__")
     spared: dict[str, Any] = {}
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(spared))
     atexit.register(lambda: [sys.modules.pop(name, None) for name in spared])
-    return spared
+
+    def spare() -> None:
+        spared.update({name: module for name, module in sys.modules.items() if name not in stay})
+
+    return spare
 
 
 def warm_up(project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import os
 import re
@@ -33,18 +34,20 @@ from scaffold.project import with_manifest, write
 from scaffold.render import Renderer, Tree
 from scaffold.rules import complete
 from scaffold.trial import rank_variables
+from scaffold.warm import spare_modules
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 # A process that has torch imported already. Each job is forked from it, its output goes to files, and from
 # there on it is what `python train.py` is: its exit code and its last words are the interpreter's own. Only
-# the modules imported before are not taken apart at its end: that would write to, and so copy, all the pages
-# they lie on, a third of what a short run costs. What is registered first comes last.
-SPARE = """
+# the modules imported before are not taken apart at its end, as in `scaffold verify`.
+SPARE = f"""
 import atexit, ctypes, sys
-spared = {}
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(spared))
-atexit.register(lambda: [sys.modules.pop(name, None) for name in spared])
+from collections.abc import Callable
+from typing import Any
+
+{inspect.getsource(spare_modules)}
+spare = spare_modules()
 """
 IMPORTS = """
 import numpy, pandas, sklearn.datasets, PIL.Image, torch, torch.distributed, torch.utils.data, tqdm
@@ -55,7 +58,7 @@ import gc, json, os, runpy, sys
 import torch
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True).step()
 gc.freeze()
-spared |= {name: sys.modules[name] for name in sys.modules.keys() - {"sys", "builtins", "__main__"}}
+spare()
 print("ready", flush=True)
 mine = None
 for line in sys.stdin:
